@@ -1,0 +1,9 @@
+"""The one exception a user is meant to read."""
+
+
+class UserError(ValueError):
+    """The user's input is at fault: configuration, data, shard, checkpoint or image.
+
+    The message names the thing, the value and the cure in one line. Entry points print it without
+    a traceback and exit with code 2; any other exception is a bug and keeps its traceback.
+    """
