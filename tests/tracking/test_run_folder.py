@@ -1,0 +1,82 @@
+import json
+import math
+
+import pytest
+
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.tracking.run_folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "a")
+    folder.create("seed: 1\n")
+    return folder
+
+
+def test_metrics_are_lines_of_json(folder):
+    folder.append(20, {"loss": 1.5, "loss/depth": math.nan, "grad_norm": math.inf})
+    folder.append(40, {"loss": 1.25})
+    lines = (folder.path / "metrics.jsonl").read_text().splitlines()
+    assert lines[0] == '{"step": 20, "loss": 1.5, "loss/depth": null, "grad_norm": null}'
+    assert json.loads(lines[1]) == {"step": 40, "loss": 1.25}
+
+
+def test_resuming_drops_what_comes_again(folder):
+    for step in (10, 20, 30):
+        folder.append(step, {"loss": step})
+        folder.write_evaluation(step, {"depth": {"rmse": step / 100}})
+        (folder.pictures(step) / "x.png").write_bytes(b"x")
+    folder.mlflow_run_id = "abc"
+    folder.update_about(status="KILLED")
+    RunFolder(folder.path).create("seed: 2\n", resumed_step=20)
+    assert [entry["step"] for entry in folder.metrics()] == [10, 20]
+    assert folder.evaluations() == {10: {"depth": {"rmse": 0.1}}, 20: {"depth": {"rmse": 0.2}}}
+    assert sorted(path.name for path in (folder.path / "pictures").iterdir()) == ["10", "20"]
+    assert (folder.path / "config.yaml").read_text() == "seed: 2\n"
+    assert folder.mlflow_run_id == "abc" and folder.about() == {"status": "KILLED"}
+
+
+def test_a_fresh_start_keeps_only_checkpoints(folder):
+    folder.append(0, {"loss": 1})
+    folder.write_evaluation(0, {"depth": {"rmse": 1.0}})
+    folder.mlflow_run_id = "abc"
+    folder.update_about(status="FAILED")
+    folder.checkpoints.mkdir()
+    folder.create("seed: 2\n")
+    assert (folder.metrics(), folder.evaluations(), folder.about(), folder.mlflow_run_id) == ([], {}, {}, None)
+    assert folder.checkpoints.is_dir()
+
+
+def test_a_torn_last_line_is_dropped(folder):
+    folder.append(10, {"loss": 1.0})
+    with open(folder.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 20, "lo')
+    assert folder.metrics() == [{"step": 10, "loss": 1.0}]
+    folder.create("", resumed_step=10)
+    folder.append(20, {"loss": 0.5})
+    assert [entry["step"] for entry in folder.metrics()] == [10, 20]
+
+
+def test_evaluations_are_ordered_by_number(folder):
+    for step in (1000, 200, 30):
+        folder.write_evaluation(step, {"semseg": {"mIoU": float("nan")}})
+    assert list(folder.evaluations()) == [30, 200, 1000]
+    assert folder.evaluations()[30] == {"semseg": {"mIoU": None}}
+
+
+def test_about_merges(folder):
+    folder.update_about(status="RUNNING", tags={"world": "2"})
+    folder.update_about(status="FINISHED")
+    assert folder.about() == {"status": "FINISHED", "tags": {"world": "2"}}
+
+
+def test_nothing_half_written_is_left(folder):
+    folder.update_about(status="RUNNING")
+    assert not [path for path in folder.path.rglob("*") if path.name.endswith(".part")]
+
+
+def test_a_folder_that_cannot_be_is_the_users_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="run.dir=.*file"):
+        RunFolder(tmp_path / "file" / "a").create("")
