@@ -1,0 +1,115 @@
+"""Predictions and labels as RGB pictures: arrays in, uint8 `[H, W, 3]` out, one pixel a pixel.
+
+A class has one colour wherever it appears; depth and probability maps are perceptually even; what has no
+label is hatched in grey, so that it is never taken for a class or a value.
+Shapes: H x W pixels, C = 3 channels, N classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+IGNORE = 255
+BACKGROUND_RGB = (46, 48, 56)
+_FIRST_RGB = (86, 133, 178)
+
+
+def picture_classes(ids_HW: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Class ids in the colours of `class_colours`; 255 is hatched."""
+    table_NC = np.zeros((256, 3), np.uint8)
+    colours_NC = class_colours(class_names)
+    table_NC[: len(colours_NC)] = colours_NC
+    return _hatch(table_NC[ids_HW], ids_HW == IGNORE)
+
+
+def picture_depth(depth_HW: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Depth in metres, near bright and far dark; 0 and NaN (no depth) are hatched.
+
+    `low` and `high` are the ends of the scale, the range of this very picture by default.
+    """
+    if low is None or high is None:
+        low, high = depth_range([depth_HW])
+    valid_HW = depth_HW > 0
+    share_HW = np.where(valid_HW, (depth_HW - low) / max(high - low, 1e-6), 0)
+    index_HW = np.rint(255 * np.clip(share_HW, 0, 1)).astype(np.uint8)
+    return _hatch(depth_scale()[index_HW], ~valid_HW)
+
+
+def depth_range(depths: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Ends of a scale for these maps together: 1st and 99th percentile, so that one stray pixel does not flatten it."""
+    values = [np.percentile(depth[depth > 0], (1, 99)) for depth in depths if (depth > 0).any()]
+    if not values:
+        return 0.0, 1.0
+    return float(min(low for low, _ in values)), float(max(high for _, high in values))
+
+
+def depth_scale() -> np.ndarray:
+    """The 256 colours from near to far, uint8 `[256, 3]`: matplotlib's `inferno`, bright to dark, without its blacks."""
+    ramp = np.rint(np.linspace(255, 20, 256)).astype(np.uint8)[:, None]
+    return cv2.applyColorMap(ramp, cv2.COLORMAP_INFERNO)[:, 0, ::-1]
+
+
+def picture_normals(normals_HWC: np.ndarray) -> np.ndarray:
+    """Unit normals as the field draws them, (n + 1) / 2 in RGB; NaN is hatched."""
+    invalid_HW = np.isnan(normals_HWC).any(axis=2)
+    unit_HWC = np.where(invalid_HW[..., None], 0, normals_HWC)
+    return _hatch(np.rint(127.5 * np.clip(unit_HWC + 1, 0, 2)).astype(np.uint8), invalid_HW)
+
+
+def picture_saliency(probability_HW: np.ndarray, ignored_HW: np.ndarray | None = None) -> np.ndarray:
+    """A uint8 probability map, white for salient."""
+    return _hatch(np.repeat(probability_HW[..., None], 3, axis=2), ignored_HW)
+
+
+def picture_edge(probability_HW: np.ndarray, ignored_HW: np.ndarray | None = None) -> np.ndarray:
+    """A uint8 probability map as ink on paper, black for a boundary."""
+    return picture_saliency(255 - probability_HW, ignored_HW)
+
+
+def class_colours(class_names: Sequence[str]) -> np.ndarray:
+    """One colour a class, uint8 `[N, 3]`; `background` is dark and draws no eye."""
+    others = iter(palette(len(class_names)))
+    rows = [BACKGROUND_RGB if name == "background" else next(others) for name in class_names]
+    return np.array(rows, np.uint8).reshape(-1, 3)
+
+
+@lru_cache
+def palette(count: int) -> np.ndarray:
+    """`count` colours, uint8 `[N, 3]`, each as far as can be from all before it (Glasbey et al. 2007).
+
+    Distances are taken in CIELAB, among colours neither pale, dark nor glaring. A longer palette starts
+    with the shorter one.
+    """
+    steps = np.arange(0, 256, 15, dtype=np.float32)
+    rgb_NC = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab_NC = _lab(rgb_NC)
+    chroma_N = np.hypot(lab_NC[:, 1], lab_NC[:, 2])
+    keep_N = (lab_NC[:, 0] > 38) & (lab_NC[:, 0] < 88) & (chroma_N > 18) & (chroma_N < 64)
+    rgb_NC, lab_NC = rgb_NC[keep_N], lab_NC[keep_N]
+    chosen = [np.array(_FIRST_RGB, np.float32)]
+    far_N = np.linalg.norm(lab_NC - _lab(chosen[0][None]), axis=1)
+    for taken in (BACKGROUND_RGB, (200, 200, 200)):  # the dark background and the hatch are colours too
+        far_N = np.minimum(far_N, np.linalg.norm(lab_NC - _lab(np.array([taken], np.float32)), axis=1))
+    while len(chosen) < count:
+        best = int(far_N.argmax())
+        chosen.append(rgb_NC[best])
+        far_N = np.minimum(far_N, np.linalg.norm(lab_NC - lab_NC[best], axis=1))
+    return np.array(chosen[:count]).reshape(-1, 3).astype(np.uint8)
+
+
+def _lab(rgb_NC: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(rgb_NC[None].astype(np.float32) / 255, cv2.COLOR_RGB2Lab)[0]
+
+
+def _hatch(rgb_HWC: np.ndarray, mask_HW: np.ndarray | None) -> np.ndarray:
+    """`rgb` with grey diagonal stripes where `mask`."""
+    if mask_HW is None or not mask_HW.any():
+        return rgb_HWC
+    row_H1, column_1W = np.ogrid[: mask_HW.shape[0], : mask_HW.shape[1]]
+    stripe_HW = (row_H1 + column_1W) % 10 < 4
+    grey_HW = np.where(stripe_HW, 196, 226).astype(np.uint8)
+    return np.where(mask_HW[..., None], grey_HW[..., None], rgb_HWC)
