@@ -48,7 +48,7 @@ def depth_range(depths: Iterable[np.ndarray]) -> tuple[float, float]:
 
 
 def depth_scale() -> np.ndarray:
-    """The 256 colours from near to far, uint8 `[256, 3]`: matplotlib's `inferno`, bright to dark, without its blacks."""
+    """The 256 colours from near to far, uint8 `[256, 3]`: matplotlib's `inferno` without its blacks."""
     ramp = np.rint(np.linspace(255, 20, 256)).astype(np.uint8)[:, None]
     return cv2.applyColorMap(ramp, cv2.COLORMAP_INFERNO)[:, 0, ::-1]
 
