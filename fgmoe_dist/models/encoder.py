@@ -80,7 +80,7 @@ class FrozenEncoder(nn.Module):
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
         """Features of normalised images `[B, 3, *image_size_hw]`, a `[B, C_l, H / stride_l, W / stride_l]` a tap.
 
-        They come contiguous and in the weights' dtype, whichever the images have.
+        They come in the weights' dtype, whichever the images have.
         """
         assert image_BCHW.shape[1:] == (3, *self.image_size_hw), (
             f"encoder built for [B, 3, {self.image_size_hw}], got {tuple(image_BCHW.shape)}"
@@ -121,8 +121,8 @@ def _check_image_size(name: str, image_size_hw: tuple[int, int], multiple: int) 
     ceilings = [max(multiple, -(-side // multiple) * multiple) for side in image_size_hw]
     nearest = " or ".join(dict.fromkeys(f"[{height}, {width}]" for height, width in (floors, ceilings)))
     raise UserError(
-        f"data.image_size: {list(image_size_hw)} is not a multiple of {multiple}, the coarsest stride of encoder.name {name}; "
-        f"nearest: {nearest}"
+        f"data.image_size: {list(image_size_hw)} is not a multiple of {multiple}, the coarsest stride of encoder.name "
+        f"{name}; nearest: {nearest}"
     )
 
 

