@@ -376,9 +376,10 @@ def _quiet_migrations() -> Iterator[None]:
 
 
 def _status_of(kind: type | None) -> str:
+    """Errors are `Exception`s; what is not one (Ctrl-C, a signal, `sys.exit`) is somebody's wish."""
     if kind is None:
         return "FINISHED"
-    return "KILLED" if issubclass(kind, (KeyboardInterrupt, SystemExit)) else "FAILED"
+    return "FAILED" if issubclass(kind, Exception) else "KILLED"
 
 
 def _python() -> str:

@@ -1,0 +1,210 @@
+"""Runs beside each other: the settings that differ, the headline scores, size and speed.
+
+Reads run folders or an MLflow store; both hold the same facts (see `run_folder`).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.tracking.mlflow_run import flatten
+from fgmoe_dist.tracking.run_folder import RunFolder, Scores
+
+# Every run has its own; they say nothing of what was compared.
+OWN_SETTINGS = ("run.name", "run.dir", "tracking.uri", "tracking.experiment")
+PLACE_TAGS = ("git_commit", "git_dirty", "world", "launcher", "device", "torch", "deepspeed")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a comparison needs to know of a run; what it did not record is absent."""
+
+    name: str
+    status: str
+    settings: Mapping[str, str]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    scores: Scores = field(default_factory=dict)  # of the last evaluation
+    step: int | None = None  # of the last evaluation
+    model: Mapping[str, float] = field(default_factory=dict)  # parameters_total, parameters_trained, ...
+    images_per_second: float | None = None  # median over the run
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity over all runs. `best` are the columns to print in bold."""
+
+    section: str
+    name: str
+    cells: tuple[str, ...]
+    best: frozenset[int] = frozenset()
+
+
+def read_folders(paths: Iterable[str | Path], unfinished: bool = False) -> list[RunRecord]:
+    """Run folders, or folders of run folders, of which unfinished runs are left out unless asked for."""
+    records = []
+    for path in map(Path, paths):
+        if _is_run(path):
+            records.append(read_folder(path))
+            continue
+        inside = [read_folder(child) for child in sorted(path.glob("*")) if _is_run(child)]
+        if not inside:
+            raise UserError(f"{path}: is no run folder and holds none; name one with config.yaml in it")
+        records += [record for record in inside if unfinished or record.status == "FINISHED"]
+    return records
+
+
+def read_folder(path: Path) -> RunRecord:
+    """One run folder. UserError where its files are damaged."""
+    folder = RunFolder(path)
+    try:
+        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        raise UserError(f"{path / 'config.yaml'}: cannot be read; restore it or leave the run out") from None
+    about, evaluations = folder.about(), folder.evaluations()
+    step = max(evaluations, default=None)
+    rates = [entry["images_per_second"] for entry in folder.metrics() if entry.get("images_per_second")]
+    return RunRecord(
+        name=path.resolve().name,
+        status=about.get("status", "unknown"),
+        settings={key: str(value) for key, value in flatten(settings or {}).items()},
+        tags=about.get("tags", {}),
+        scores=evaluations.get(step, {}),
+        step=step,
+        model=about.get("model", {}),
+        images_per_second=statistics.median(rates) if rates else None,
+    )
+
+
+def read_mlflow(uri: str, experiment: str, unfinished: bool = False) -> list[RunRecord]:
+    """The runs of an MLflow experiment, oldest first. UserError if the store or the experiment cannot be read."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise UserError(f"--uri {uri}: there is no such file; name the store the runs were tracked in")
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            raise UserError(f"--experiment {experiment}: is not in {uri}; name one that is")
+        runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"], max_results=1000)
+    except MlflowException as error:
+        raise UserError(f"--uri {uri}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    return [_of_mlflow(client, run) for run in runs if unfinished or run.info.status == "FINISHED"]
+
+
+def _of_mlflow(client: Any, run: Any) -> RunRecord:
+    scores: Scores = defaultdict(dict)
+    for name, value in run.data.metrics.items():
+        if name.startswith("eval/") and name.count("/") == 2:
+            _, task, metric = name.split("/")
+            scores[task][metric] = value
+    points = client.get_metric_history(run.info.run_id, "images_per_second")
+    model = {key.removeprefix("model."): value for key, value in run.data.params.items() if key.startswith("model.")}
+    any_score = next((f"eval/{task}/{name}" for task, values in scores.items() for name in values), None)
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, any_score)] if any_score else []
+    return RunRecord(
+        name=run.info.run_name,
+        status=run.info.status,
+        settings={key: value for key, value in run.data.params.items() if not key.startswith("model.")},
+        tags={key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
+        scores=dict(scores),
+        step=max(steps, default=None),
+        model={key: float(value) for key, value in model.items()},
+        images_per_second=statistics.median(point.value for point in points) if points else None,
+    )
+
+
+def compare(records: Sequence[RunRecord], every_metric: bool = False) -> list[Row]:
+    """The rows of the table. With `every_metric` all metrics of the evaluation, else each task's headline."""
+    rows = [Row("run", "status", tuple(record.status for record in records))]
+    rows.append(Row("run", "evaluated at step", tuple(_text(record.step) for record in records)))
+    rows += _differing("setting", [record.settings for record in records], OWN_SETTINGS)
+    tags = [{key: record.tags.get(key, "-") for key in PLACE_TAGS} for record in records]
+    rows += _differing("place", tags, ())
+    rows += _score_rows(records, every_metric)
+    sizes = dict.fromkeys(key for record in records for key in record.model)
+    rows += [
+        Row("model", key.replace("_", " "), tuple(_text(record.model.get(key)) for record in records)) for key in sizes
+    ]
+    rates = [record.images_per_second for record in records]
+    rows.append(Row("speed", "images per second", tuple(_text(rate) for rate in rates), _best(rates, lower=False)))
+    return rows
+
+
+def to_markdown(records: Sequence[RunRecord], rows: Sequence[Row]) -> str:
+    """A table with a column a run, aligned so that it also reads as plain text."""
+    lines = [["", *(record.name for record in records)]]
+    for row in rows:
+        marked = [f"**{cell}**" if i in row.best else cell for i, cell in enumerate(row.cells)]
+        lines.append([f"{row.section}: {row.name}", *marked])
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([text[0], rule, *text[1:]]) + "\n"
+
+
+def to_json(records: Sequence[RunRecord], rows: Sequence[Row]) -> dict[str, Any]:
+    """Every record in full, and which settings differ."""
+    differing = [row.name for row in rows if row.section == "setting"]
+    return {"runs": [asdict(record) for record in records], "settings_that_differ": differing}
+
+
+def _differing(section: str, values: Sequence[Mapping[str, str]], without: Sequence[str]) -> list[Row]:
+    keys = dict.fromkeys(key for mapping in values for key in mapping if key not in without)
+    rows = [Row(section, key, tuple(mapping.get(key, "-") for mapping in values)) for key in keys]
+    return [row for row in rows if len(set(row.cells)) > 1]
+
+
+def _score_rows(records: Sequence[RunRecord], every_metric: bool) -> list[Row]:
+    tasks = _tasks(dict.fromkeys(name for record in records for name in record.scores))
+    rows = []
+    for task in tasks:
+        known = dict.fromkeys(name for record in records for name in record.scores.get(task.name, {}))
+        for metric in [task.headline, *(name for name in known if every_metric and name != task.headline)]:
+            values = [record.scores.get(task.name, {}).get(metric) for record in records]
+            headline = metric == task.headline  # the sign of other metrics is not declared: none is marked
+            sign = (" (lower is better)" if task.lower_is_better else " (higher is better)") if headline else ""
+            best = _best(values, task.lower_is_better) if headline else frozenset()
+            rows.append(Row("score", f"{task.name} {metric}{sign}", tuple(_text(value) for value in values), best))
+    return rows
+
+
+def _tasks(names: Iterable[str]) -> list[Any]:
+    """The tasks named, made without a data set: only their headline metric is asked for."""
+    from fgmoe_dist.tasks import create_tasks
+
+    names = list(names)
+    nothing = SimpleNamespace(tasks=names, classes={name: [] for name in names}, boundary_max_dist=0.0)
+    return create_tasks(names, nothing)
+
+
+def _best(values: Sequence[float | None], lower: bool) -> frozenset[int]:
+    """Columns with the best value; none where fewer than two runs have one or all are equal."""
+    known = [value for value in values if value is not None and value == value]
+    if len(known) < 2 or len(set(known)) == 1:
+        return frozenset()
+    best = min(known) if lower else max(known)
+    return frozenset(i for i, value in enumerate(values) if value == best)
+
+
+def _text(value: float | None) -> str:
+    if value is None or value != value:
+        return "-"
+    if float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file()

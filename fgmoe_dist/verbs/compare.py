@@ -1,0 +1,58 @@
+"""Compare runs: the settings that differ, headline scores, parameters and throughput.
+
+Takes run folders, folders of run folders, or (with --experiment) the runs of an MLflow experiment. Prints a
+Markdown table with a column a run, the best score in bold.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fgmoe_dist.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="run folders, or folders of them (default runs); with --experiment: names of runs to keep",
+    )
+    parser.add_argument("--experiment", metavar="NAME", help="read this MLflow experiment instead of run folders")
+    parser.add_argument(
+        "--uri", default="", metavar="URI", help="MLflow store or server of the experiment (default runs/mlflow.db)"
+    )
+    parser.add_argument("--unfinished", action="store_true", help="also runs that failed, were killed or still run")
+    parser.add_argument("--all-metrics", action="store_true", help="every metric, not only each task's headline")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run's record there")
+
+
+def run(args: argparse.Namespace) -> None:
+    from fgmoe_dist.tracking.compare import compare, to_json, to_markdown
+    from fgmoe_dist.tracking.run_folder import write_atomically, write_json
+
+    records = _read(args)
+    if not records:
+        raise UserError("compare: there is no finished run; add --unfinished for the others")
+    rows = compare(records, args.all_metrics)
+    table = to_markdown(records, rows)
+    print(table, end="")
+    if args.markdown:
+        write_atomically(args.markdown, table)
+    if args.json:
+        write_json(args.json, to_json(records, rows))
+
+
+def _read(args: argparse.Namespace) -> list:
+    from fgmoe_dist.tracking.compare import read_folders, read_mlflow
+    from fgmoe_dist.tracking.mlflow_run import resolve_uri
+
+    if not args.experiment:
+        return read_folders(args.runs or ["runs"], args.unfinished)
+    records = read_mlflow(resolve_uri(args.uri, Path("runs/any")), args.experiment, args.unfinished)
+    unknown = set(args.runs) - {record.name for record in records}
+    if unknown:
+        raise UserError(f"--experiment {args.experiment}: has no run {', '.join(sorted(unknown))}")
+    return [record for record in records if not args.runs or record.name in args.runs]

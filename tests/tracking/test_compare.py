@@ -1,0 +1,124 @@
+import argparse
+import json
+
+import pytest
+
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.tracking.compare import RunRecord, compare, read_folders, read_mlflow, to_json, to_markdown
+from fgmoe_dist.tracking.mlflow_run import MLflowRun
+from fgmoe_dist.tracking.run_folder import RunFolder
+from fgmoe_dist.verbs import compare as verb
+
+MODEL = {"parameters_total": 1234567, "parameters_trained": 4321}
+
+
+def make(path, top_k=4, rmse=0.5, status="FINISHED"):
+    """A run folder as the trainer leaves it."""
+    folder = RunFolder(path)
+    folder.create(f"run: {{name: {path.name}, seed: 0}}\nexperts: {{top_k: {top_k}, split: 4}}\ntasks: [depth]\n")
+    for step, rate in ((10, 1.0), (20, 8.0), (30, 9.0)):
+        folder.append(step, {"loss": 1.0, "images_per_second": rate})
+    folder.write_evaluation(10, {"depth": {"rmse": 9.0, "abs_rel": 0.3}})
+    folder.write_evaluation(30, {"depth": {"rmse": rmse, "abs_rel": 0.2}})
+    folder.update_about(status=status, tags={"world": "2"}, model=MODEL)
+    return folder
+
+
+def cells(rows):
+    return {row.name: row.cells for row in rows}
+
+
+def test_folders_are_read_and_only_differences_shown(tmp_path):
+    make(tmp_path / "a", top_k=4, rmse=0.5)
+    make(tmp_path / "b", top_k=2, rmse=0.25)
+    make(tmp_path / "broken", status="FAILED")
+    records = read_folders([tmp_path])
+    assert [record.name for record in records] == ["a", "b"]
+    rows = compare(records)
+    found = cells(rows)
+    assert found["experts.top_k"] == ("4", "2")
+    assert "experts.split" not in found and "run.name" not in found and "world" not in found
+    assert found["depth rmse (lower is better)"] == ("0.5", "0.25")
+    assert found["images per second"] == ("8", "8")
+    assert found["parameters total"] == ("1,234,567", "1,234,567")
+    assert found["evaluated at step"] == ("30", "30")
+    assert next(row for row in rows if row.name.startswith("depth")).best == {1}
+    assert len(read_folders([tmp_path], unfinished=True)) == 3
+    assert [record.status for record in read_folders([tmp_path / "broken"])] == ["FAILED"]
+
+
+def test_higher_is_better_where_the_task_says_so_and_ties_have_no_winner():
+    def record(name, value):
+        return RunRecord(name, "FINISHED", {}, scores={"semseg": {"mIoU": value}}, images_per_second=2.0)
+
+    rows = compare([record("a", 40.0), record("b", 41.5), record("c", None)])
+    row = next(row for row in rows if row.section == "score")
+    assert row.cells == ("40", "41.50", "-") and row.best == {1}
+    assert next(row for row in rows if row.section == "speed").best == frozenset()
+
+
+def test_every_metric_on_request(tmp_path):
+    make(tmp_path / "a")
+    names = [row.name for row in compare(read_folders([tmp_path]), every_metric=True) if row.section == "score"]
+    assert names == ["depth rmse (lower is better)", "depth abs_rel"]
+
+
+def test_a_run_that_recorded_nothing_is_a_column_of_dashes(tmp_path):
+    RunFolder(tmp_path / "young").create("{}")
+    make(tmp_path / "a")
+    found = cells(compare(read_folders([tmp_path], unfinished=True)))
+    assert found["status"] == ("FINISHED", "unknown")
+    assert found["depth rmse (lower is better)"] == ("0.5", "-") and found["images per second"] == ("8", "-")
+
+
+def test_markdown_is_a_table_with_the_best_in_bold(tmp_path):
+    make(tmp_path / "a", rmse=0.5)
+    make(tmp_path / "b", rmse=0.25)
+    records = read_folders([tmp_path])
+    lines = to_markdown(records, compare(records)).splitlines()
+    assert len({len(line) for line in lines}) == 1 and set(lines[1]) == {"|", "-"}
+    assert any("| 0.5 " in line and "| **0.25** " in line for line in lines)
+
+
+def test_mlflow_tells_the_same_as_the_folder(tmp_path):
+    folder = make(tmp_path / "a")
+    settings = {
+        "run": {"name": "a", "seed": 0},
+        "experts": {"top_k": 4, "split": 4},
+        "tasks": ["depth"],
+        "model": MODEL,
+    }
+    with MLflowRun.start(folder, "", "tests", "a", settings, {"world": "2"}, resume=False) as run:
+        for entry in folder.metrics():
+            run.log(entry.pop("step"), entry)
+        for step, scores in folder.evaluations().items():
+            run.log_evaluation(step, scores)
+    (record,) = read_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tests")
+    assert record == read_folders([tmp_path / "a"])[0]
+    with pytest.raises(UserError, match="--experiment other"):
+        read_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "other")
+    with pytest.raises(UserError, match="no such file"):
+        read_mlflow(f"sqlite:///{tmp_path / 'nothing.db'}", "tests")
+
+
+def test_the_verb(tmp_path, capsys):
+    make(tmp_path / "runs" / "a")
+    make(tmp_path / "runs" / "b", top_k=2)
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    verb.run(parser.parse_args([str(tmp_path / "runs"), "--json", str(tmp_path / "c.json")]))
+    assert "setting: experts.top_k" in capsys.readouterr().out
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["settings_that_differ"] == ["experts.top_k"]
+    assert found["runs"][0]["scores"] == {"depth": {"rmse": 0.5, "abs_rel": 0.2}}
+    with pytest.raises(UserError, match="no run folder"):
+        verb.run(parser.parse_args([str(tmp_path / "nowhere")]))
+    make(tmp_path / "late" / "x", status="KILLED")
+    with pytest.raises(UserError, match="--unfinished"):
+        verb.run(parser.parse_args([str(tmp_path / "late")]))
+
+
+def test_json_holds_every_record(tmp_path):
+    make(tmp_path / "a")
+    records = read_folders([tmp_path])
+    assert to_json(records, compare(records))["runs"][0]["model"] == MODEL
