@@ -1,0 +1,262 @@
+"""From a stored or native sample to training tensors, with the field's augmentations, and to evaluation input and back.
+
+The order and ranges are those of the field's public code (MTI-Net, ATRC, InvPT): random scale, random crop with at most
+75 % of one class, flip, photometric distortion, normalisation, centred padding. What differs is only where the work is
+done: the crop is chosen in the scaled image's coordinates but cut from the source, so no scaled image is ever made.
+Labels are sampled at the centre of each output pixel, where the bilinear image is, so both stay aligned at any scale.
+
+Shapes: H, W source; h, w the crop before padding; SH, SW the tensor's size; C = 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+
+from fgmoe_dist.data import codec
+from fgmoe_dist.data.codec import IGNORE
+from fgmoe_dist.errors import UserError
+
+MAX_CLASS_SHARE = 0.75
+CROP_TRIES = 10
+BRIGHTNESS = 32
+CONTRAST = SATURATION = (0.5, 1.5)
+HUE = 18  # in OpenCV's half degrees
+
+
+@dataclass(frozen=True)
+class Window:
+    """A crop of a scaled and possibly flipped image, in the coordinates of the scaled one."""
+
+    source_hw: tuple[int, int]
+    scaled_hw: tuple[int, int]
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+
+    def nearest(self, array_HWx: np.ndarray) -> np.ndarray:
+        """The window of a label, each output pixel taking the source pixel under its centre."""
+        rows_h = self._sources(self.top, self.height, self.source_hw[0], self.scaled_hw[0])
+        cols_w = self._sources(self.left, self.width, self.source_hw[1], self.scaled_hw[1])
+        return array_HWx[rows_h][:, cols_w[::-1] if self.flip else cols_w]
+
+    def linear(self, image_HWC: np.ndarray) -> np.ndarray:
+        """The window of an image, bilinear."""
+        fy = self.source_hw[0] / self.scaled_hw[0]
+        fx = self.source_hw[1] / self.scaled_hw[1]
+        y = (self.top + 0.5) * fy - 0.5
+        x = (self.left + (self.width - 0.5 if self.flip else 0.5)) * fx - 0.5
+        return cv2.warpAffine(
+            image_HWC,
+            np.array([[-fx if self.flip else fx, 0, x], [0, fy, y]]),
+            (self.width, self.height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+
+    def label(self, key: str, array_HWx: np.ndarray) -> np.ndarray:
+        """The window of a label in its native form, its values following the geometry.
+
+        Depth is divided by the scale, for what is nearer looks larger; a flip turns the x of normals around.
+        """
+        label_hwx = codec.native(key, self.nearest(array_HWx))
+        if codec.KINDS[key] == "depth":
+            return label_hwx / np.float32(self.scaled_hw[0] / self.source_hw[0])
+        if codec.KINDS[key] == "normals" and self.flip:
+            return label_hwx * np.array([-1, 1, 1], np.float32)
+        return label_hwx
+
+    @staticmethod
+    def _sources(start: int, count: int, source: int, scaled: int) -> np.ndarray:
+        # (2i + 1) * source / (2 * scaled), in integers: no rounding can move a label by a pixel
+        return (2 * np.arange(start, start + count) + 1) * source // (2 * scaled)
+
+
+class TrainTransform:
+    """Augments one sample and makes it tensors of one size.
+
+    Args:
+        size_hw: height and width of the tensors.
+        mean, std: of the encoder, for pixels in 0..1.
+        tasks: labels to make; one that a sample lacks becomes all ignore (0 for depth, NaN for normals).
+        scale_range: the random scale is uniform in it.
+        flip: mirror every other sample.
+        photometric: distort brightness, contrast, saturation and hue.
+        random_crop: crop at random; off, in the middle.
+    """
+
+    def __init__(
+        self,
+        size_hw: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        tasks: Sequence[str],
+        scale_range: tuple[float, float] = (0.5, 2.0),
+        flip: bool = True,
+        photometric: bool = True,
+        random_crop: bool = True,
+    ):
+        self.size_hw = tuple(size_hw)
+        self.mean, self.std = mean, std
+        self.tasks = tuple(tasks)
+        self.scale_range = scale_range
+        self.flip, self.photometric, self.random_crop = flip, photometric, random_crop
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What to decode. The crop looks at semseg even where it is no task, so that runs with other tasks see the
+        same crops."""
+        return tuple(dict.fromkeys((*self.tasks, "semseg")))
+
+    def __call__(self, sample: dict, rng: np.random.Generator) -> dict:
+        """`{"id", "image": float32 [3, SH, SW], <task>: int64 | float32}` as docs/contracts.md's batch, without B.
+
+        Args:
+            sample: stored or native arrays of one size, with `id` and `image`.
+            rng: the only source of chance.
+        """
+        window = self._window(sample, rng)
+        image_hwC = window.linear(sample["image"])
+        if self.photometric:
+            image_hwC = distort(image_hwC, rng)
+        tensors = {"id": sample["id"], "image": normalise(image_hwC, self.mean, self.std, self.size_hw)}
+        for task in self.tasks:
+            label = window.label(task, sample[task]) if task in sample else None
+            tensors[task] = label_tensor(task, label, self.size_hw)
+        return tensors
+
+    def _window(self, sample: dict, rng: np.random.Generator) -> Window:
+        source_hw = sample["image"].shape[:2]
+        scale = rng.uniform(*self.scale_range)
+        # int(), as the field has it; the tolerance is for 1.0 * n after rounding
+        scaled_hw = tuple(max(1, int(side * scale + 1e-9)) for side in source_hw)
+        window = self._crop(source_hw, scaled_hw, sample.get("semseg"), rng)
+        if self.flip and rng.random() < 0.5:
+            window = replace(window, flip=True)
+        return window
+
+    def _crop(
+        self,
+        source_hw: tuple[int, int],
+        scaled_hw: tuple[int, int],
+        semseg_HW: np.ndarray | None,
+        rng: np.random.Generator,
+    ) -> Window:
+        """A crop that is not nearly all one class, if ten tries find one."""
+        spare_hw = [max(0, scaled - size) for scaled, size in zip(scaled_hw, self.size_hw)]
+        crop_hw = [min(scaled, size) for scaled, size in zip(scaled_hw, self.size_hw)]
+        if not self.random_crop:
+            return Window(source_hw, scaled_hw, spare_hw[0] // 2, spare_hw[1] // 2, *crop_hw)
+        for _ in range(CROP_TRIES):
+            top, left = (int(rng.integers(spare + 1)) for spare in spare_hw)
+            window = Window(source_hw, scaled_hw, top, left, *crop_hw)
+            if semseg_HW is None or not any(spare_hw) or _is_mixed(window.nearest(semseg_HW)):
+                break
+        return window
+
+
+class EvalTransform:
+    """Makes a sample's image an input of the network: native resolution, centred padding, nothing else.
+
+    Args:
+        size_hw: height and width of the tensor.
+        mean, std: of the encoder, for pixels in 0..1.
+    """
+
+    def __init__(self, size_hw: tuple[int, int], mean: Sequence[float], std: Sequence[float]):
+        self.size_hw, self.mean, self.std = tuple(size_hw), mean, std
+
+    def __call__(self, sample: dict) -> torch.Tensor:
+        """float32 [3, SH, SW].
+
+        Raises:
+            UserError: the image is larger than the tensor.
+        """
+        height, width = sample["image"].shape[:2]
+        if height > self.size_hw[0] or width > self.size_hw[1]:
+            raise UserError(
+                f"image {sample['id']} is {height}x{width}, larger than data.image_size "
+                f"{self.size_hw[0]}x{self.size_hw[1]}: evaluation never resizes, so set data.image_size to hold it"
+            )
+        return normalise(sample["image"], self.mean, self.std, self.size_hw)
+
+
+def padding(inner: int, outer: int) -> int:
+    """Pixels before the content when `inner` is centred in `outer`."""
+    return (outer - inner) // 2
+
+
+def unpad(array_xHW, native_hw: tuple[int, int]):
+    """The native part of a centred-padded array or tensor `[..., SH, SW]`, as a view."""
+    top, left = (padding(inner, outer) for inner, outer in zip(native_hw, array_xHW.shape[-2:]))
+    return array_xHW[..., top : top + native_hw[0], left : left + native_hw[1]]
+
+
+def normalise(
+    image_hwC: np.ndarray, mean: Sequence[float], std: Sequence[float], size_hw: tuple[int, int]
+) -> torch.Tensor:
+    """float32 [3, SH, SW]: (x / 255 - mean) / std, centred, 0 in the padding (the mean colour)."""
+    tensor_CHW = torch.zeros(3, *size_hw)
+    inner_Chw = unpad(tensor_CHW.numpy(), image_hwC.shape[:2])
+    for c in range(3):
+        np.multiply(image_hwC[..., c], np.float32(1 / (255 * std[c])), out=inner_Chw[c])
+        inner_Chw[c] -= np.float32(mean[c] / std[c])
+    return tensor_CHW
+
+
+def label_tensor(key: str, label_hwx: np.ndarray | None, size_hw: tuple[int, int]) -> torch.Tensor:
+    """A native label as the batch has it, centred, ignored in the padding; None becomes all ignored."""
+    kind = codec.KINDS[key]
+    if kind == "normals":
+        tensor = torch.full((3, *size_hw), torch.nan)
+    elif kind == "depth":
+        tensor = torch.zeros(size_hw)
+    else:
+        tensor = torch.full(size_hw, IGNORE, dtype=torch.int64)
+    if label_hwx is not None:
+        unpad(tensor.numpy(), label_hwx.shape[:2])[...] = (
+            np.moveaxis(label_hwx, -1, 0) if kind == "normals" else label_hwx
+        )
+    return tensor
+
+
+def distort(image_hwC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Photometric distortion of a uint8 RGB image: each of brightness, contrast, saturation, hue half of the time.
+
+    Contrast comes before or after the colour changes, by a coin. Each step rounds to uint8 as the field's code does;
+    all steps on single values are table look-ups.
+    """
+    values = np.arange(256, dtype=np.float32)
+    brightness = rng.uniform(-BRIGHTNESS, BRIGHTNESS) if rng.random() < 0.5 else 0.0
+    contrast_first = rng.random() < 0.5
+    contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
+    saturation = rng.uniform(*SATURATION) if rng.random() < 0.5 else 1.0
+    hue = int(rng.integers(-HUE, HUE)) if rng.random() < 0.5 else 0
+
+    table = _to_uint8(values + brightness)
+    if contrast_first:
+        table = _to_uint8(table * contrast)
+    image_hwC = cv2.LUT(image_hwC, table)
+    if saturation != 1.0 or hue != 0:
+        hsv_hwC = cv2.cvtColor(image_hwC, cv2.COLOR_RGB2HSV)
+        tables = np.stack([(values + hue) % 180, values * saturation, values], axis=-1)
+        image_hwC = cv2.cvtColor(cv2.LUT(hsv_hwC, _to_uint8(tables)[None]), cv2.COLOR_HSV2RGB)
+    if not contrast_first and contrast != 1.0:
+        image_hwC = cv2.LUT(image_hwC, _to_uint8(values * contrast))
+    return image_hwC
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _is_mixed(semseg_hw: np.ndarray) -> bool:
+    """Whether at least two classes are there and none has 75 % of the labelled pixels."""
+    counts = cv2.calcHist([np.ascontiguousarray(semseg_hw)], [0], None, [256], [0, 256]).ravel()[:IGNORE]
+    return np.count_nonzero(counts) > 1 and counts.max() < MAX_CLASS_SHARE * counts.sum()

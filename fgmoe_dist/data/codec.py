@@ -1,0 +1,161 @@
+"""How each part of a sample is stored in a shard and read back, bit for bit.
+
+A sample has two forms. The *stored* form is what the archives hold, in the smallest exact type: label maps and images
+uint8, depth float32 metres, normals uint8 RGB with n = 2x/255 - 1. The *native* form is the contract's
+(docs/contracts.md): it differs for normals only, which become float32 unit vectors with NaN where invalid. Cropping is
+done on stored arrays, `native` afterwards on the crop.
+
+Label maps are PNG. Photo-like arrays (an image that is no JPEG, normals, depth) are raw `.npy`: PNG would save a third
+of their bytes and cost 8 ms each to decode, more than everything else in a sample together. A JPEG keeps its bytes.
+Nothing is ever unpickled.
+
+Shapes: H, W native size; C = 3 colour or vector components.
+"""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+
+IGNORE = 255
+
+# The kind of every key of a sample. `map` is a uint8 label map with 255 = ignore.
+KINDS = {
+    "image": "image",
+    "semseg": "map",
+    "human_parts": "map",
+    "sal": "map",
+    "edge": "map",
+    "boundary": "map",
+    "depth": "depth",
+    "normals": "normals",
+}
+
+# Which types and ranks a stored array of a kind may have, and which extensions hold it.
+_DTYPES = {
+    "image": ("uint8",),
+    "map": ("uint8",),
+    "depth": ("float32",),
+    "normals": ("uint8", "float32"),
+}
+_CHANNELS = {"image": 3, "map": None, "depth": None, "normals": 3}
+EXTENSIONS = {"image": ("jpg", "npy"), "map": ("png",), "depth": ("npy",), "normals": ("npy",)}
+
+# What `index.json` says about each extension's meaning.
+MEANING = {
+    "image": "jpg: the archive's own JPEG bytes; npy: uint8 [H, W, 3] RGB",
+    "map": "png: uint8 [H, W], 255 = ignore",
+    "depth": "npy: float32 [H, W] metres, 0 = invalid",
+    "normals": "npy: uint8 [H, W, 3], n = 2x/255 - 1 then scaled to unit length, (0, 0, 0) = invalid; "
+    "or float32 unit vectors, NaN = invalid",
+}
+
+
+class CodecError(ValueError):
+    """Bytes or an array are not what their key promises. Callers add the shard and the sample to the message."""
+
+
+def keys_of(tasks: list[str] | tuple[str, ...], *, evaluation: bool = False) -> tuple[str, ...]:
+    """The sample keys that `tasks` need; `boundary`, odsF's ground truth, is read for evaluation only."""
+    extra = ("boundary",) if evaluation and "edge" in tasks else ()
+    return (*tasks, *extra)
+
+
+def check(key: str, stored: np.ndarray, size_hw: tuple[int, int] | None = None) -> None:
+    """Raise `CodecError` unless `stored` has the type and shape that `key` promises (and the size of its image)."""
+    kind = KINDS[key]
+    channels = _CHANNELS[kind]
+    rank = 2 if channels is None else 3
+    if stored.dtype.name not in _DTYPES[kind]:
+        raise CodecError(f"{key} has type {stored.dtype}, not {' or '.join(_DTYPES[kind])}")
+    if stored.ndim != rank or (channels is not None and stored.shape[-1] != channels):
+        raise CodecError(f"{key} has shape {stored.shape}, not {'[H, W]' if rank == 2 else '[H, W, 3]'}")
+    if stored.size == 0:
+        raise CodecError(f"{key} is empty")
+    if size_hw is not None and stored.shape[:2] != tuple(size_hw):
+        raise CodecError(f"{key} is {stored.shape[0]}x{stored.shape[1]} but its image is {size_hw[0]}x{size_hw[1]}")
+
+
+def encode(key: str, stored: np.ndarray) -> tuple[str, bytes]:
+    """Bytes of a stored array and the extension that says how to read them.
+
+    Raises:
+        CodecError: the array is not of the key's type or shape.
+    """
+    check(key, stored)
+    if KINDS[key] == "map":
+        # Level 3 is within a few bytes of level 9 for label maps, and as quick to read.
+        return "png", cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(stored), allow_pickle=False)
+    return "npy", buffer.getvalue()
+
+
+def decode(key: str, extension: str, data: bytes | memoryview) -> np.ndarray:
+    """The stored array of an entry.
+
+    Raises:
+        CodecError: unknown key or extension, damaged bytes, or not of the key's type or shape.
+    """
+    if key not in KINDS or extension not in EXTENSIONS[KINDS[key]]:
+        raise CodecError(f"{key}.{extension} is no known entry")
+    if len(data) == 0:
+        raise CodecError(f"{key} is 0 bytes long")
+    stored = _read_npy(key, data) if extension == "npy" else _read_picture(key, extension, data)
+    check(key, stored)
+    return stored
+
+
+def native(key: str, stored: np.ndarray) -> np.ndarray:
+    """The contract's form of a stored array; a view where nothing changes."""
+    if KINDS[key] == "normals" and stored.dtype == np.uint8:
+        return np.moveaxis(unit_normals(stored), 0, -1)
+    return stored
+
+
+def unit_normals(rgb_HWC: np.ndarray) -> np.ndarray:
+    """float32 [3, H, W] unit vectors of uint8 RGB-coded normals, NaN where invalid.
+
+    Invalid is (0, 0, 0), which codes no unit vector, and whatever codes a vector shorter than 0.1: the grey of a zero
+    vector, which uint8 can only miss by half a step. Plane by plane, because numpy is slow along an axis of three.
+    """
+    planes_CHW = np.stack([rgb_HWC[..., c] for c in range(3)]).astype(np.float32)
+    black_HW = (rgb_HWC[..., 0] | rgb_HWC[..., 1] | rgb_HWC[..., 2]) == 0
+    planes_CHW *= np.float32(2 / 255)
+    planes_CHW -= 1
+    length_HW = np.sqrt(planes_CHW[0] ** 2 + planes_CHW[1] ** 2 + planes_CHW[2] ** 2)
+    length_HW[black_HW | (length_HW < 0.1)] = np.nan
+    planes_CHW /= length_HW
+    return planes_CHW
+
+
+def mark_invalid_normals(rgb_HWC: np.ndarray, keep_HW: np.ndarray) -> np.ndarray:
+    """A copy with (0, 0, 0), the stored mark of an invalid normal, wherever `keep_HW` is false."""
+    return np.where(keep_HW[..., None], rgb_HWC, np.uint8(0))
+
+
+def _read_npy(key: str, data: bytes | memoryview) -> np.ndarray:
+    try:
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise CodecError(f"{key} is no readable .npy array ({str(error).splitlines()[0]})") from error
+
+
+def _read_picture(key: str, extension: str, data: bytes | memoryview) -> np.ndarray:
+    """OpenCV, because it is twice as quick as Pillow and gives the same bytes.
+
+    The orientation tag is ignored, as the labels were drawn on the pixels as they lie.
+    """
+    colour = extension == "jpg"
+    if colour and bytes(data[-2:]) != b"\xff\xd9" and b"\xff\xd9" not in bytes(data[-64:]):
+        raise CodecError(f"{key} is a cut-off JPEG")  # OpenCV would fill the rest with grey and say nothing
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if colour else cv2.IMREAD_UNCHANGED
+    try:
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise CodecError(f"{key} is no readable {extension} picture") from error
+    if array is None:
+        raise CodecError(f"{key} is no readable {extension} picture")
+    return cv2.cvtColor(array, cv2.COLOR_BGR2RGB) if colour else array

@@ -1,0 +1,321 @@
+"""Building, checking and looking into WebDataset shards.
+
+Everything slow (thinning, merging parts, masking normals) is done here, once. Tars are deterministic: the same archive
+gives the same bytes for any number of workers. Each is written beside its place and renamed, so a shard under its final
+name is always whole, and an interrupted build goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fgmoe_dist.data import codec
+from fgmoe_dist.data.layouts import Layout
+from fgmoe_dist.data.shardset import (
+    FORMAT,
+    INDEX,
+    BadSample,
+    Shard,
+    ShardSet,
+    decode_sample,
+    fetch_shard,
+    parse_shard,
+    read_shard,
+)
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.progress import track
+
+SAMPLES_PER_SHARD = 8  # small, so that every reader has several; 6 (PASCAL) to 20 (NYUD) MB
+PLAN = "plan.json"  # what an unfinished build in a folder is of; gone once there is an index
+
+
+def build_shards(
+    layout: Layout,
+    split: str,
+    out: str | Path,
+    *,
+    ids: Sequence[str] | None = None,
+    workers: int = 1,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+) -> ShardSet:
+    """Write one split of an archive as shards with an `index.json`.
+
+    A finished set of the same source is left as it is; an unfinished one is continued.
+
+    Args:
+        layout: the archive's reader.
+        split: "train" or "val". Training samples are dealt to shards in a fixed shuffled order, because neighbours in
+            the archives are frames of one video or photographs of one year; others keep the archive's order.
+        out: folder of the shards, made if it is not there.
+        ids: only these images (each must be in the split).
+        workers: processes.
+        samples_per_shard: samples in each tar but the last.
+
+    Raises:
+        UserError: a source file is missing or wrong, an id is not in the split, or `out` holds another set.
+    """
+    if samples_per_shard < 1 or workers < 1:
+        raise UserError(f"samples per shard ({samples_per_shard}) and workers ({workers}) must be at least 1")
+    out = Path(out)
+    chosen = _choose(layout, split, ids)
+    plan = _plan(layout, split, chosen, samples_per_shard)
+    if _is_finished(out, plan):
+        return ShardSet.open(out)
+    _claim(out, plan)
+    groups = [chosen[i : i + samples_per_shard] for i in range(0, len(chosen), samples_per_shard)]
+    paths = [out / f"{layout.dataset}-{split}-{number:06d}.tar" for number in range(len(groups))]
+    shards = list(_write_all(layout, list(zip(paths, groups)), workers))
+    _write_index(out, layout, split, plan, sorted(shards, key=lambda shard: shard["name"]))
+    return ShardSet.open(out)
+
+
+def verify_shards(where: str | Path) -> list[str]:
+    """Read every byte of a set again and say what is wrong with it, one line a fault; empty if nothing is.
+
+    Checked: each shard's presence, size, sha256, entries and ids; each sample's types, shapes and label values.
+    """
+    shardset = ShardSet.open(where)
+    faults = [f"image {id_} is in the set {n} times: rebuild the set" for id_, n in _repeated_ids(shardset)]
+    for shard in track(shardset.shards, "verifying shards"):
+        faults += _shard_faults(shard, shardset.classes)
+    return faults
+
+
+def dump_sample(where: str | Path, id_: str, out: str | Path) -> list[Path]:
+    """Write one sample's native-resolution targets as `ID.<key>.npy`, and its image as `ID.image.png`.
+
+    semseg, human_parts, sal, edge, boundary uint8 with 255 = ignore; depth float32 metres with 0 = invalid; normals
+    float32 [H, W, 3] with NaN = invalid.
+
+    Raises:
+        UserError: no such id, or its shard is damaged.
+    """
+    shard = ShardSet.open(where).find(id_)
+    sample = decode_sample(shard, id_, read_shard(shard)[id_], tuple(codec.KINDS))
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / f"{id_}.image.png"]
+    Image.fromarray(sample["image"]).save(written[0])
+    for key in codec.KINDS:
+        if key != "image" and key in sample:
+            written.append(out / f"{id_}.{key}.npy")
+            np.save(written[-1], np.ascontiguousarray(codec.native(key, sample[key])), allow_pickle=False)
+    return written
+
+
+def _choose(layout: Layout, split: str, ids: Sequence[str] | None) -> list[str]:
+    """The ids to build, in the order of the shards."""
+    known = layout.ids(split)
+    if ids is not None:
+        strangers = sorted(set(ids) - set(known))
+        if strangers:
+            raise UserError(f"image {strangers[0]!r} is not in {layout.dataset} {split}: take it off the id list")
+        wanted = set(ids)
+        known = [id_ for id_ in known if id_ in wanted]
+    if split != "train":
+        return known
+    return sorted(known, key=lambda id_: hashlib.sha256(id_.encode()).digest())
+
+
+def _plan(layout: Layout, split: str, ids: list[str], samples_per_shard: int) -> dict:
+    """What makes one set another: the ids, and the sizes of their images, which any change of the archive shows in."""
+    digest = hashlib.sha256()
+    for id_ in ids:
+        path = layout.image_path(id_)
+        if not path.is_file():
+            raise UserError(f"{path} is missing: unpack the archive again, or take its id off the list")
+        digest.update(f"{id_} {path.stat().st_size}\n".encode())
+    return {
+        "dataset": layout.dataset,
+        "split": split,
+        "root": str(layout.root.resolve()),
+        "samples": len(ids),
+        "samples_per_shard": samples_per_shard,
+        "fingerprint": digest.hexdigest(),
+    }
+
+
+def _same_source(one: dict, other: dict) -> bool:
+    """An archive that has only moved is the same source."""
+    return {**one, "root": None} == {**other, "root": None}
+
+
+def _is_finished(out: Path, plan: dict) -> bool:
+    if not (out / INDEX).is_file():
+        return False
+    ShardSet.open(out)  # says what is wrong with a damaged index
+    if not _same_source(json.loads((out / INDEX).read_bytes()).get("source", {}), plan):
+        raise UserError(f"{out} already holds other shards: give another --out, or remove that folder")
+    return True
+
+
+def _claim(out: Path, plan: dict) -> None:
+    """Make `out` ours, or refuse it if another build, or anything else, lives there."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / PLAN).is_file():
+        try:
+            same = _same_source(json.loads((out / PLAN).read_bytes()), plan)
+        except ValueError:
+            same = False
+        if not same:
+            raise UserError(f"{out} holds an unfinished build of something else: give another --out, or remove it")
+    elif any(out.glob("*.tar")):
+        raise UserError(f"{out} holds tars without an index: give another --out, or remove them")
+    _write_atomically(out / PLAN, json.dumps(plan, indent=1).encode())
+
+
+def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int) -> Iterator[dict]:
+    """Index records of all shards, in the order they are finished."""
+    if workers == 1:
+        for path, ids in track(jobs, "building shards"):
+            yield _write_shard(layout, path, ids)
+        return
+    # spawn: a fork of a process that has threads (OpenCV, torch) may hang
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        futures: list[Future] = [pool.submit(_write_shard, layout, path, ids) for path, ids in jobs]
+        try:
+            for future in track(as_completed(futures), "building shards", len(futures)):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def _write_shard(layout: Layout, path: Path, ids: list[str]) -> dict:
+    """Write one tar unless it is there already; its record in the index."""
+    if path.exists():
+        data = path.read_bytes()
+    else:
+        data = _tar(layout, ids)
+        _write_atomically(path, data)
+    record = {"name": path.name, "samples": len(ids), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {**record, "ids": ids}
+
+
+def _tar(layout: Layout, ids: list[str]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for id_ in ids:
+            for name, data in _entries(layout, id_):
+                member = tarfile.TarInfo(name)  # its defaults are fixed: mtime 0, uid 0, mode 644
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _entries(layout: Layout, id_: str) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of a sample's entries."""
+    for key, array in layout.stored(id_).items():
+        extension, data = codec.encode(key, array)
+        if key == "image" and layout.image_path(id_).suffix == ".jpg":
+            original = layout.image_path(id_).read_bytes()
+            if _reads_as(original, array):
+                extension, data = "jpg", original
+        yield f"{id_}.{key}.{extension}", data
+
+
+def _reads_as(jpeg: bytes, image_HWC: np.ndarray) -> bool:
+    """Whether a JPEG's own bytes may stand in the shard: the stream's decoder must see what the layout's saw."""
+    try:
+        return np.array_equal(codec.decode("image", "jpg", jpeg), image_HWC)
+    except codec.CodecError:
+        return False
+
+
+def _write_index(out: Path, layout: Layout, split: str, plan: dict, shards: list[dict]) -> None:
+    keys = ("image", *codec.keys_of(layout.tasks, evaluation=True))
+    index = {
+        "format": FORMAT,
+        "dataset": layout.dataset,
+        "split": split,
+        "tasks": list(layout.tasks),
+        "classes": {task: list(names) for task, names in layout.classes.items()},
+        "boundary_max_dist": layout.boundary_max_dist,
+        "encodings": {key: codec.MEANING[codec.KINDS[key]] for key in keys},
+        "samples": sum(shard["samples"] for shard in shards),
+        "shards": shards,
+        "source": plan,
+    }
+    _write_atomically(out / INDEX, json.dumps(index, indent=1).encode())
+    (out / PLAN).unlink()
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, flush to disk, rename. The process id keeps two builders in one folder apart."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _repeated_ids(shardset: ShardSet) -> list[tuple[str, int]]:
+    counts: dict[str, int] = {}
+    for shard in shardset.shards:
+        for id_ in shard.ids:
+            counts[id_] = counts.get(id_, 0) + 1
+    return [(id_, n) for id_, n in counts.items() if n > 1]
+
+
+def _shard_faults(shard: Shard, classes: dict[str, list[str]]) -> list[str]:
+    faults = []
+    try:
+        data = fetch_shard(shard)
+        samples = parse_shard(shard, data)
+    except BadSample as error:
+        return [str(error)]
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        faults.append(f"shard {shard.url} has another sha256 than its index says: copy it again, or rebuild the set")
+    for id_, entries in samples.items():
+        try:
+            sample = decode_sample(shard, id_, entries, tuple(entries))
+        except BadSample as error:
+            faults.append(str(error))
+            continue
+        faults += [
+            f"sample {id_} of shard {shard.url}: {key} holds {value}, outside its range; rebuild that shard"
+            for key, value in _values_out_of_range(sample, classes)
+        ]
+    return faults
+
+
+def _values_out_of_range(sample: dict, classes: dict[str, list[str]]) -> Iterator[tuple[str, float]]:
+    for key, array in sample.items():
+        kind = codec.KINDS.get(key)
+        if kind == "map":
+            bad = array[(array >= len(classes.get(key, "01"))) & (array != codec.IGNORE)]
+        elif kind == "depth":
+            bad = array[~(np.isfinite(array) & (array >= 0))]
+        else:
+            continue
+        if bad.size:
+            yield key, bad.flat[0].item()
+
+
+def summary(shardset: ShardSet) -> dict:
+    """Figures of a set for people and for `--json`."""
+    figures = {
+        field.name: getattr(shardset, field.name) for field in dataclasses.fields(shardset) if field.name != "shards"
+    }
+    return {**figures, "shards": len(shardset.shards), "bytes": sum(shard.bytes for shard in shardset.shards)}

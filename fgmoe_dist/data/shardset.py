@@ -1,0 +1,277 @@
+"""A set of WebDataset shards as read: where it lies, what its index says, and the raw entries of one shard.
+
+A shard is a plain tar of entries `ID.<key>.<ext>`, the entries of a sample next to each other, as any WebDataset reader
+expects. Beside the shards lies `index.json` (docs/contracts.md). A set may lie in a folder, behind a brace pattern, or
+behind anything WebDataset's `gopen` opens: http, object stores, `pipe:` commands.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fgmoe_dist.data import codec
+from fgmoe_dist.errors import UserError
+
+FORMAT = 1
+INDEX = "index.json"
+
+_ENTRY = re.compile(r"(?P<id>[A-Za-z0-9_-]+)\.(?P<key>[a-z_]+)\.(?P<ext>[a-z]+)")
+
+
+class BadSample(UserError):
+    """One sample or shard cannot be read. The message names shard, sample and cure."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: where it is opened, and what the index says of it."""
+
+    url: str
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """The shards of one split and what their index promises.
+
+    Attributes:
+        dataset: "nyud", "pascal" or the name of one's own data set.
+        tasks: the tasks that some sample has a label for.
+        classes: class names of the tasks that have classes.
+        boundary_max_dist: matching radius of odsF as a share of the image diagonal.
+        samples: number of samples over all shards.
+        shards: in the index's order.
+    """
+
+    dataset: str
+    split: str
+    tasks: tuple[str, ...]
+    classes: dict[str, list[str]]
+    boundary_max_dist: float
+    samples: int
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def open(cls, where: str | Path | Sequence[str | Path]) -> ShardSet:
+        """Read the index of a set.
+
+        Args:
+            where: a folder or URL that holds `index.json`, a brace pattern of such folders or of their tars
+                (`/data/nyud-train-{000000..000049}.tar`), a `pipe:` command that ends in one
+                (`pipe:aws s3 cp s3://bucket/nyud-train-{000000..000049}.tar -`), or a list of any of these.
+                Tars named one by one restrict the set to them.
+
+        Raises:
+            UserError: nothing there, no index, an index of another format, or several that do not belong together.
+        """
+        wheres = [where] if isinstance(where, (str, Path)) else list(where)
+        parts = [part for item in wheres for part in _open_pattern(str(item))]
+        if not parts:
+            raise UserError("no shards given: set data.train and data.val to shard folders or patterns")
+        return _join(parts)
+
+    def require(self, tasks: Sequence[str]) -> None:
+        """Raise `UserError` unless every one of `tasks` has labels here."""
+        missing = [task for task in tasks if task not in self.tasks]
+        if missing:
+            raise UserError(
+                f"the {self.dataset} {self.split} shards have no labels for {', '.join(missing)}: "
+                f"set tasks to some of {', '.join(self.tasks)}"
+            )
+
+    def find(self, id_: str) -> Shard:
+        """The shard that holds an image id, or `UserError`."""
+        for shard in self.shards:
+            if id_ in shard.ids:
+                return shard
+        raise UserError(f"no image {id_!r} in the {self.dataset} {self.split} shards: ids look like {self._first_id()}")
+
+    def _first_id(self) -> str:
+        return next((shard.ids[0] for shard in self.shards if shard.ids), "none")
+
+
+Entries = dict[str, tuple[str, memoryview]]  # key -> (extension, bytes)
+
+
+def read_shard(shard: Shard) -> dict[str, Entries]:
+    """The raw entries of every sample of a shard, in its order; nothing is decoded.
+
+    The whole tar is read into memory and the entries are views of it: shards are small, and it makes one request of
+    each, wherever it lies.
+
+    Raises:
+        BadSample: as `fetch_shard` and `parse_shard`.
+    """
+    return parse_shard(shard, fetch_shard(shard))
+
+
+def fetch_shard(shard: Shard) -> bytes:
+    """All bytes of a shard, or `BadSample` if it is not there."""
+    return _fetch(shard.url, f"shard {shard.url}", BadSample)
+
+
+def parse_shard(shard: Shard, data: bytes) -> dict[str, Entries]:
+    """The raw entries of a shard's bytes.
+
+    Raises:
+        BadSample: cut off, not what the index lists, or an entry that no shard of ours holds (links, paths, pickles).
+    """
+    samples: dict[str, Entries] = {}
+    view = memoryview(data)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                id_, key, extension = parse_entry(member, shard.url)
+                start = member.offset_data
+                samples.setdefault(id_, {})[key] = (extension, view[start : start + member.size])
+    except tarfile.TarError as error:
+        raise BadSample(f"shard {shard.url} is no whole tar ({error}): copy it again, or rebuild the set") from error
+    if len(data) != shard.bytes or tuple(samples) != shard.ids:
+        raise BadSample(
+            f"shard {shard.url} is not what its index says ({len(data)} bytes with {len(samples)} samples, "
+            f"should be {shard.bytes} with {shard.samples}): copy it again, or rebuild the set"
+        )
+    return samples
+
+
+def parse_entry(member: tarfile.TarInfo, url: str) -> tuple[str, str, str]:
+    """(id, key, extension) of a tar entry; everything but a plain file of a known name is refused."""
+    match = _ENTRY.fullmatch(member.name)
+    known = match and match["key"] in codec.KINDS and match["ext"] in codec.EXTENSIONS[codec.KINDS[match["key"]]]
+    if not member.isreg() or not known:
+        what = "a link or special file" if match and not member.isreg() else "not ID.<key>.<ext> with a known key"
+        raise BadSample(f"shard {url} holds {member.name!r}, {what}: it was not built by `fgmoe shards build`, drop it")
+    return match["id"], match["key"], match["ext"]
+
+
+def decode_sample(shard: Shard, id_: str, entries: Entries, keys: Sequence[str]) -> dict:
+    """Stored arrays (see `codec`) of `keys` as far as the sample has them, and always `id` and `image`.
+
+    Raises:
+        BadSample: an entry is damaged, the image is missing, or a label has not its image's size.
+    """
+    sample: dict[str, np.ndarray] = {}
+    try:
+        if "image" not in entries:
+            raise codec.CodecError("it has no image")
+        for key in dict.fromkeys(("image", *keys)):
+            if key in entries:
+                sample[key] = codec.decode(key, *entries[key])
+                codec.check(key, sample[key], sample["image"].shape[:2])
+    except codec.CodecError as error:
+        raise BadSample(f"sample {id_} of shard {shard.url}: {error}; rebuild that shard") from error
+    return {"id": id_, **sample}
+
+
+def _open_pattern(where: str) -> list[ShardSet]:
+    """The sets behind one pattern, one for each index it touches."""
+    from braceexpand import UnbalancedBracesError, braceexpand
+
+    try:
+        urls = list(braceexpand(where))
+    except UnbalancedBracesError as error:
+        raise UserError(f"shard pattern {where!r} has unbalanced braces: close them") from error
+    indices: dict[str, list[str] | None] = {}
+    for url in urls:
+        index_url, name = _index_of(url)
+        indices.setdefault(index_url, [] if name else None)
+        if name:
+            indices[index_url].append(name)
+    return [_read_index(index_url, names) for index_url, names in indices.items()]
+
+
+def _index_of(url: str) -> tuple[str, str | None]:
+    """Where the index of a folder or tar lies, and the tar's name.
+
+    In a `pipe:` command the last word that ends in .tar is the shard, and the index is asked for in its place.
+    """
+    tars = re.findall(r"[^/\s'\"=]+\.tar\b", url)
+    if tars:
+        head, _, tail = url.rpartition(tars[-1])
+        return f"{head}{INDEX}{tail}", tars[-1]
+    if url.startswith("pipe:"):
+        raise UserError(f"shard pattern {url!r} names no .tar: give the command that prints one, e.g. pipe:cat a.tar")
+    return f"{url.rstrip('/')}/{INDEX}", None
+
+
+def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
+    index = _parse_index(_fetch(index_url, f"shard index {index_url}", UserError), index_url)
+    head, _, tail = index_url.rpartition(INDEX)
+    try:
+        shards = [
+            Shard(f"{head}{s['name']}{tail}", s["name"], s["samples"], s["bytes"], s["sha256"], tuple(s["ids"]))
+            for s in index["shards"]
+        ]
+        if names is not None:
+            by_name = {shard.name: shard for shard in shards}
+            shards = [by_name[name] for name in names]
+        return ShardSet(
+            dataset=index["dataset"],
+            split=index["split"],
+            tasks=tuple(index["tasks"]),
+            classes=index["classes"],
+            boundary_max_dist=index["boundary_max_dist"],
+            samples=sum(shard.samples for shard in shards),
+            shards=tuple(shards),
+        )
+    except KeyError as error:
+        raise UserError(f"shard index {index_url} has no {error}: name other shards, or rebuild the set") from error
+
+
+def _parse_index(data: bytes, index_url: str) -> dict:
+    try:
+        index = json.loads(data)
+    except ValueError as error:
+        raise UserError(f"shard index {index_url} is no JSON ({error}): rebuild the set") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise UserError(f"shard index {index_url} is not of format {FORMAT}: rebuild the set with this version")
+    return index
+
+
+def _join(parts: list[ShardSet]) -> ShardSet:
+    """Several sets of one data set as one."""
+    first = parts[0]
+    for part in parts[1:]:
+        if (part.dataset, part.tasks, part.classes) != (first.dataset, first.tasks, first.classes):
+            raise UserError(
+                f"shards of {first.dataset} ({', '.join(first.tasks)}) and {part.dataset} ({', '.join(part.tasks)}) "
+                "do not mix: give sets with the same tasks and classes"
+            )
+    shards = tuple(shard for part in parts for shard in part.shards)
+    return ShardSet(
+        dataset=first.dataset,
+        split=first.split,
+        tasks=first.tasks,
+        classes=first.classes,
+        boundary_max_dist=first.boundary_max_dist,
+        samples=sum(part.samples for part in parts),
+        shards=shards,
+    )
+
+
+def _fetch(url: str, what: str, error_type: type[UserError]) -> bytes:
+    """All bytes behind a path or URL."""
+    try:
+        if not re.match(r"[a-z0-9]+:", url):
+            return Path(url).read_bytes()
+        from webdataset.gopen import gopen  # half a second to import, and local folders do without
+
+        with gopen(url, "rb") as stream:
+            return stream.read()
+    except (OSError, ValueError) as error:
+        reason = error.strerror or "it could not be fetched" if isinstance(error, OSError) else str(error)
+        raise error_type(f"cannot read {what} ({reason}): check the path, or build it with `fgmoe shards build`") from (
+            error
+        )

@@ -1,0 +1,305 @@
+"""Streams shards into training batches and evaluation samples, the same for any number of ranks and workers.
+
+The order of training data ("The order of the data", docs/contracts.md). Position p of the endless sequence lies in lane
+p mod L, at place p div L of that lane. In every epoch the samples are put in a shuffled order (shards shuffled, and the
+samples within each) and cut into L contiguous slices of equal length, one a lane; the few samples left over, fewer than
+L, are others each time. A set with fewer samples than lanes is shuffled several times over in one epoch. Since a lane
+walks shard after shard, each shard is read about once an epoch, and a batch mixes many places of the set. A resumed run
+computes where each lane stands: nothing before that place is decoded.
+
+Workers are DataLoader processes, started by forkserver, for a fork of a process with threads may hang. Worker w makes
+the rank's micro-batches w, w + W, ..., which the DataLoader hands over in just that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from fgmoe_dist.data import codec
+from fgmoe_dist.data.shardset import Entries, Shard, ShardSet, decode_sample, read_shard
+from fgmoe_dist.errors import UserError
+
+MAX_LANES_PER_IMAGE = 4  # k: more lanes mix more of the set into a batch, and hold more shards in memory
+
+_SHARDS, _WITHIN, _AUGMENT = range(3)  # what a random stream is for; keeps the streams of one seed apart
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which sample stands at which position. Depends on nothing but the set, the global batch size and the seed."""
+
+    shard_sizes: tuple[int, ...]
+    batch_size: int
+    seed: int
+
+    @property
+    def lanes(self) -> int:
+        """L = k * batch_size, few enough that a lane's slice is several shards long where the set allows it."""
+        roomy = len(self.shard_sizes) // (4 * self.batch_size)
+        k = max(k for k in (1, 2, MAX_LANES_PER_IMAGE) if k <= max(1, roomy))
+        return k * self.batch_size
+
+    @property
+    def passes(self) -> int:
+        """Shuffles of the whole set in one epoch; 1 unless there are fewer samples than lanes."""
+        return -(-self.lanes // sum(self.shard_sizes))
+
+    @property
+    def lane_length(self) -> int:
+        """Positions of a lane in one epoch."""
+        return self.passes * sum(self.shard_sizes) // self.lanes
+
+    def locate(self, position: int) -> tuple[int, int, int]:
+        """(epoch, lane, place within the lane's slice of that epoch) of a position."""
+        lane, along = position % self.lanes, position // self.lanes
+        return along // self.lane_length, lane, along % self.lane_length
+
+    def shard_order(self, epoch: int) -> np.ndarray:
+        """Shard numbers in the order an epoch reads them, all `passes` shuffles one after the other."""
+        rng = np.random.default_rng([self.seed, _SHARDS, epoch])
+        return np.concatenate([rng.permutation(len(self.shard_sizes)) for _ in range(self.passes)])
+
+    def within(self, epoch: int, turn: int, shard: int) -> np.ndarray:
+        """The order of the samples within a shard, when it is the `turn`-th that an epoch reads."""
+        return np.random.default_rng([self.seed, _WITHIN, epoch, turn]).permutation(self.shard_sizes[shard])
+
+    def augmentation(self, position: int) -> np.random.Generator:
+        """The generator that augments the sample at a position."""
+        return np.random.default_rng([self.seed, _AUGMENT, position])
+
+
+@dataclass
+class _Lane:
+    """One lane as one process reads it: holds the shard it stands in."""
+
+    order: Order
+    shards: Sequence[Shard]
+    epoch: int = -1
+    turns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # shard numbers of this epoch
+    ends: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # where each turn ends in the epoch
+    turn: int = -1
+    samples: list[tuple[str, Entries]] = field(default_factory=list)
+
+    def fetch(self, epoch: int, lane: int, place: int) -> tuple[Shard, str, Entries]:
+        """The raw sample at a place of the lane."""
+        if epoch != self.epoch:
+            self.epoch, self.turn = epoch, -1
+            self.turns = self.order.shard_order(epoch)
+            self.ends = np.cumsum(np.array(self.order.shard_sizes)[self.turns])
+        place += lane * self.order.lane_length
+        turn = int(np.searchsorted(self.ends, place, side="right"))
+        shard = self.shards[self.turns[turn]]
+        if turn != self.turn:
+            self.samples = []  # before the next is read, so that only one is held
+            raw = list(read_shard(shard).items())
+            self.samples = [raw[i] for i in self.order.within(epoch, turn, self.turns[turn])]
+            self.turn = turn
+        return shard, *self.samples[place - (self.ends[turn] - shard.samples)]
+
+
+class _TrainDataset(IterableDataset):
+    """The micro-batches of one rank; each worker makes every W-th."""
+
+    def __init__(self, shards, order, transform, *, micro_batch_size, rank, world, start_step):
+        self.shards: tuple[Shard, ...] = shards
+        self.order: Order = order
+        self.transform = transform
+        self.micro_batch_size, self.rank, self.world, self.start_step = micro_batch_size, rank, world, start_step
+
+    def __iter__(self) -> Iterator[dict]:
+        lanes: dict[int, _Lane] = {}
+        info = get_worker_info()
+        number, step = (info.id, info.num_workers) if info else (0, 1)
+        while True:
+            yield _collate([self._sample(position, lanes) for position in self._positions(number)])
+            number += step
+
+    def _positions(self, number: int) -> range:
+        """Positions of the rank's `number`-th micro-batch since `start_step`."""
+        share = self.order.batch_size // self.world
+        step, part = divmod(number, share // self.micro_batch_size)
+        first = (self.start_step + step) * self.order.batch_size + self.rank * share + part * self.micro_batch_size
+        return range(first, first + self.micro_batch_size)
+
+    def _sample(self, position: int, lanes: dict[int, _Lane]) -> dict:
+        epoch, lane, place = self.order.locate(position)
+        reader = lanes.setdefault(lane, _Lane(self.order, self.shards))
+        shard, id_, entries = reader.fetch(epoch, lane, place)
+        sample = decode_sample(shard, id_, entries, self.transform.keys)
+        return self.transform(sample, self.order.augmentation(position))
+
+
+class _EvaluationDataset(IterableDataset):
+    """One rank's contiguous part of the set, cut into contiguous parts again for its workers."""
+
+    def __init__(self, shards, keys, transform, start, stop):
+        self.shards: tuple[Shard, ...] = shards
+        self.keys, self.transform, self.start, self.stop = keys, transform, start, stop
+
+    def __iter__(self) -> Iterator[tuple[dict, torch.Tensor]]:
+        info = get_worker_info()
+        part, parts = (info.id, info.num_workers) if info else (0, 1)
+        start, stop = _part(self.start, self.stop, part, parts)
+        first = 0
+        for shard in self.shards:
+            wanted = range(max(start - first, 0), min(stop - first, shard.samples))
+            first += shard.samples
+            if not wanted:
+                continue
+            raw = list(read_shard(shard).items())
+            for i in wanted:
+                sample = decode_sample(shard, *raw[i], self.keys)
+                yield _as_tensors(sample), self.transform(sample)
+
+
+class _Guarded(IterableDataset):
+    """Hands a user's error over as an item: raised in a worker it would come out as a page of traceback."""
+
+    def __init__(self, dataset: IterableDataset):
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator:
+        try:
+            yield from self.dataset
+        except UserError as error:
+            yield error
+
+
+def train_batches(
+    shards: ShardSet,
+    tasks: Sequence[str],
+    *,
+    batch_size: int,
+    micro_batch_size: int,
+    rank: int,
+    world: int,
+    seed: int,
+    start_step: int = 0,
+    workers: int = 0,
+    transform: Callable[[dict, np.random.Generator], dict],
+) -> Iterator[dict]:
+    """Endless micro-batches (docs/contracts.md) of one rank, `batch_size / world / micro_batch_size` a global step.
+
+    Args:
+        shards: the training set.
+        tasks: labels wanted; the set must have each.
+        batch_size: images of a global step, over all ranks.
+        micro_batch_size: images of a batch.
+        rank, world: this process and their number.
+        seed: of order and augmentation.
+        start_step: the global step to begin with; nothing before it is decoded.
+        workers: processes; 0 reads here.
+        transform: `TrainTransform` or the like: called with (stored sample, generator); its `keys` say what to decode.
+
+    Raises:
+        UserError: sizes that do not divide, a task without labels, an empty set; while iterating, a shard or sample
+            that cannot be read.
+    """
+    shards.require(tasks)
+    if batch_size % (world * micro_batch_size):
+        raise UserError(
+            f"train.batch_size {batch_size} is not a multiple of {world} ranks x train.micro_batch_size "
+            f"{micro_batch_size}: change one of them"
+        )
+    if shards.samples == 0:
+        raise UserError(f"the {shards.dataset} {shards.split} shards hold no samples: build them again")
+    order = Order(tuple(shard.samples for shard in shards.shards), batch_size, seed)
+    dataset = _TrainDataset(
+        shards.shards,
+        order,
+        transform,
+        micro_batch_size=micro_batch_size,
+        rank=rank,
+        world=world,
+        start_step=start_step,
+    )
+    return _load(dataset, workers)
+
+
+def evaluation_samples(
+    shards: ShardSet,
+    tasks: Sequence[str],
+    *,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    transform: Callable[[dict], torch.Tensor],
+) -> Iterator[tuple[dict, torch.Tensor]]:
+    """(native sample, padded normalised image [3, SH, SW]) of this rank's part of a set, each sample on one rank only.
+
+    Args:
+        shards: the validation set.
+        tasks: labels wanted (`boundary` comes with edge); those a sample lacks are absent from it.
+        rank, world: this process and their number; with more ranks than samples some get none.
+        workers: processes; 0 reads here.
+        transform: `EvalTransform` or the like.
+
+    Raises:
+        UserError: as `train_batches`.
+    """
+    shards.require(tasks)
+    start, stop = _part(0, shards.samples, rank, world)
+    dataset = _EvaluationDataset(shards.shards, codec.keys_of(tasks, evaluation=True), transform, start, stop)
+    loaded = _load(dataset, min(workers, stop - start))
+    return ((_as_native(sample), image_3HW) for sample, image_3HW in loaded)
+
+
+def _load(dataset: IterableDataset, workers: int) -> Iterator:
+    context = None
+    if workers:
+        context = torch.multiprocessing.get_context("forkserver")
+        # The server imports this module, and torch with it, once; the workers are forks of it.
+        context.set_forkserver_preload([__name__])
+    loader = DataLoader(
+        _Guarded(dataset),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_one_thread,
+        multiprocessing_context=context,
+    )
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def _as_it_is(item):
+    return item
+
+
+def _one_thread(_worker: int) -> None:
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _part(start: int, stop: int, part: int, parts: int) -> tuple[int, int]:
+    """The `part`-th of `parts` nearly equal contiguous pieces of a range."""
+    count = stop - start
+    return start + part * count // parts, start + (part + 1) * count // parts
+
+
+def _collate(samples: list[dict]) -> dict:
+    return {
+        key: [sample[key] for sample in samples] if key == "id" else torch.stack([sample[key] for sample in samples])
+        for key in samples[0]
+    }
+
+
+def _as_tensors(sample: dict) -> dict:
+    """Arrays as tensors, which travel between processes in shared memory."""
+    return {
+        key: torch.from_numpy(np.require(value, requirements="W")) if key != "id" else value
+        for key, value in sample.items()
+    }
+
+
+def _as_native(sample: dict) -> dict:
+    return {key: codec.native(key, value.numpy()) if key != "id" else value for key, value in sample.items()}
