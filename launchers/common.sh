@@ -1,15 +1,16 @@
+# shellcheck shell=bash
 # Sourced by every launcher: where the repository and its Python are, and what the trainer is called with.
 #
-# Sets      ROOT, the repository; PYTHON; TRAIN, the trainer with its arguments (an array).
-# Respects  VENV (default: the repository's .venv if there is one, else the python3 on PATH).
-# Arguments that read key=value become `--set key=value`; everything else is the trainer's own and passes unchanged.
+# Sets      ROOT, the repository, and PYTHON
+# Respects  VENV (default: the repository's .venv if there is one, else the python3 on PATH)
 
 die() {
     echo "${0##*/}: $*" >&2
     exit 2
 }
 
-# train_arguments ARG...: fills TRAIN
+# train_arguments ARG...: fills TRAIN with the trainer and its arguments. What reads key=value becomes `--set key=value`;
+# everything else is the trainer's own and passes unchanged.
 train_arguments() {
     TRAIN=("$ROOT/fgmoe_dist/train.py")
     local argument previous=
@@ -26,7 +27,7 @@ train_arguments() {
 # GPUs that this process may use; 0 where there is no driver
 count_gpus() {
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
-        tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[0-9A-Za-z]' || true
+        tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '^[0-9A-Za-z]' || true
     else
         nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true
     fi
@@ -41,8 +42,8 @@ elif [[ -x $ROOT/.venv/bin/python ]]; then
 else
     PYTHON=$(command -v python3) || die "no python3 on PATH and no $ROOT/.venv: run 'make' there, or set VENV"
 fi
+export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} # this checkout, whatever is installed
 
 # A stray USR1 (scancel -s USR1 without --batch) would kill ranks and leave orphans of torchrun: a run is asked to stop by
 # the file `stop` in its folder, never by a signal. Ignoring is inherited by everything started from here.
 trap '' USR1
-train_arguments "$@"

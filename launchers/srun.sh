@@ -7,6 +7,7 @@
 # MASTER_ADDR, MASTER_PORT  default: the step's first node; a port below the ephemeral ones, from the job's id
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+train_arguments "$@"
 
 # The smallest number of CPUs that the allocation has on one of its nodes: "8(x3),4" -> 4
 fewest_cpus() {

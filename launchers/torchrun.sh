@@ -5,6 +5,7 @@
 # Several machines: run it on each with NNODES, NODE_RANK (0 on the first), MASTER_ADDR (the first) and MASTER_PORT set.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+train_arguments "$@"
 
 gpus=$(count_gpus)
 processes=${NPROC:-$((gpus > 0 ? gpus : 1))}

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the batch scripts here, with ROOT (the repository) set: a training job that survives its time limit.
 #
 # SLURM sends USR1 to the batch shell alone (`--signal=B:USR1@120`) two minutes before the time is up. The shell leaves the
@@ -47,7 +48,7 @@ wait_for() {
 requeue() {
     echo "$(date +%T) saved; back into the queue as job $SLURM_JOB_ID, to go on in $run_dir"
     scontrol requeue "$SLURM_JOB_ID" && return
-    echo "the job could not be requeued; go on with: sbatch $ROOT/slurm/$SLURM_JOB_NAME.sh ... run.dir=$run_dir" >&2
+    echo "the scheduler refuses to requeue; to go on, submit the same line again with run.dir=$run_dir" >&2
     exit 1
 }
 
@@ -55,7 +56,7 @@ requeue() {
 train() {
     local default_config=$1 name=$2 status=0
     shift 2
-    cd "$ROOT"
+    cd "$ROOT" || return
     has_option --config "$@" || set -- --config "$default_config" "$@"
     run_dir=$(given run.dir "$@")
     if [[ -z $run_dir ]]; then
