@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.shardset import Entries, Shard, ShardSet, decode_sample, read_shard
@@ -116,7 +116,7 @@ class _TrainDataset(IterableDataset):
         info = get_worker_info()
         number, step = (info.id, info.num_workers) if info else (0, 1)
         while True:
-            yield _collate([self._sample(position, lanes) for position in self._positions(number)])
+            yield default_collate([self._sample(position, lanes) for position in self._positions(number)])
             number += step
 
     def _positions(self, number: int) -> range:
@@ -284,13 +284,6 @@ def _part(start: int, stop: int, part: int, parts: int) -> tuple[int, int]:
     """The `part`-th of `parts` nearly equal contiguous pieces of a range."""
     count = stop - start
     return start + part * count // parts, start + (part + 1) * count // parts
-
-
-def _collate(samples: list[dict]) -> dict:
-    return {
-        key: [sample[key] for sample in samples] if key == "id" else torch.stack([sample[key] for sample in samples])
-        for key in samples[0]
-    }
 
 
 def _as_tensors(sample: dict) -> dict:
