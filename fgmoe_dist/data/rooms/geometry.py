@@ -1,0 +1,193 @@
+"""Triangle solids: the few shapes that all furniture and people are made of.
+
+Shapes: T triangles, A x B a grid of points, K points of a profile. Metres; z is up.
+A *slot* names the material of some triangles ("legs", "seat"); the scene paints slots later. A *part* names a body
+part, "" for everything else. A *patch* is one flat face or one smooth surface: the renderer smooths light within
+a patch only and never across.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+_SIDES = 12
+
+# The unit cube's faces as (corner, first edge, second edge), counter-clockwise seen from outside.
+_CUBE_FACES = np.array(
+    [
+        [[0, 0, 0], [0, 1, 0], [1, 0, 0]],
+        [[0, 0, 1], [1, 0, 0], [0, 1, 0]],
+        [[0, 0, 0], [1, 0, 0], [0, 0, 1]],
+        [[1, 1, 0], [-1, 0, 0], [0, 0, 1]],
+        [[0, 1, 0], [0, -1, 0], [0, 0, 1]],
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    ],
+    float,
+)
+_QUAD_ST = np.array([[[0, 0], [1, 0], [1, 1]], [[0, 0], [1, 1], [0, 1]]], float)
+
+
+def rotation(axis: str, angle: float) -> np.ndarray:
+    """The 3x3 matrix that turns by `angle` radians about a coordinate axis, right-handed."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
+    matrix = np.eye(3)
+    matrix[i, i] = matrix[j, j] = cos
+    matrix[i, j], matrix[j, i] = -sin, sin
+    return matrix
+
+
+@dataclass
+class Triangles:
+    """Parallel arrays over T triangles; `slots` and `parts` are what `slot` and `part` index."""
+
+    vertex_T33: np.ndarray
+    normal_T33: np.ndarray
+    uv_T32: np.ndarray
+    slot_T: np.ndarray
+    part_T: np.ndarray
+    patch_T: np.ndarray
+    slots: list[str]
+    parts: list[str]
+    patches: int
+
+    def bounds(self) -> np.ndarray:
+        """Lower and upper corner, `[2, 3]`."""
+        points = self.vertex_T33.reshape(-1, 3)
+        return np.stack([points.min(0), points.max(0)])
+
+
+@dataclass
+class Solid:
+    """Collects shapes in a frame of their own; `turn` and `shift` place what is added next."""
+
+    pieces: list = field(default_factory=list)
+    slots: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=lambda: [""])
+    patches: int = 0
+
+    def _add(self, vertex_T33, normal_T33, uv_T32, patch_T, slot, part):
+        for names, name in ((self.slots, slot), (self.parts, part)):
+            if name not in names:
+                names.append(name)
+        count = len(vertex_T33)
+        indices = [np.full(count, self.slots.index(slot)), np.full(count, self.parts.index(part))]
+        self.pieces.append((vertex_T33, normal_T33, uv_T32, *indices, patch_T + self.patches))
+        self.patches += int(patch_T.max()) + 1
+
+    def triangles(self) -> Triangles:
+        arrays = [np.concatenate(column) for column in zip(*self.pieces, strict=True)]
+        return Triangles(*arrays, self.slots, self.parts, self.patches)
+
+    def quad(self, corner, edge_s, edge_t, slot, part="", uv=(0.0, 0.0)):
+        """One flat parallelogram facing edge_s x edge_t; its texture starts at `uv` metres."""
+        faces = np.array([[corner, edge_s, edge_t]], float)
+        self._faces(faces, np.array([uv], float), slot, part)
+
+    def box(self, low, high, slot, part=""):
+        """A box between two corners."""
+        low, high = np.asarray(low, float), np.asarray(high, float)
+        faces = _CUBE_FACES * (high - low)
+        faces[:, 0] += low
+        self._faces(faces, np.zeros((6, 2)), slot, part)
+
+    def _faces(self, faces_F33, uv_F2, slot, part):
+        count = len(faces_F33)
+        st = np.broadcast_to(_QUAD_ST, (count, 2, 3, 2))
+        corner, edge_s, edge_t = (faces_F33[:, None, None, i] for i in range(3))
+        vertex = corner + st[..., :1] * edge_s + st[..., 1:] * edge_t
+        normal = np.cross(faces_F33[:, 1], faces_F33[:, 2])
+        normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+        lengths = np.linalg.norm(faces_F33[:, 1:], axis=-1)
+        uv = uv_F2[:, None, None] + st * lengths[:, None, None]
+        self._add(
+            vertex.reshape(-1, 3, 3),
+            np.repeat(normal, 6, axis=0).reshape(-1, 3, 3),
+            uv.reshape(-1, 3, 2),
+            np.repeat(np.arange(count), 2),
+            slot,
+            part,
+        )
+
+    def grid(self, point_AB3, normal_AB3, slot, part=""):
+        """A smooth sheet through a grid of points with given normals."""
+        step_a = np.linalg.norm(np.diff(point_AB3, axis=0), axis=-1).mean(1)
+        step_b = np.linalg.norm(np.diff(point_AB3, axis=1), axis=-1).mean(0)
+        u, v = np.meshgrid(np.r_[0, step_b.cumsum()], np.r_[0, step_a.cumsum()])
+
+        def split(values):  # two triangles a cell
+            a, b, c, d = values[:-1, :-1], values[:-1, 1:], values[1:, 1:], values[1:, :-1]
+            both = np.stack([np.stack([a, b, c], 2), np.stack([a, c, d], 2)], 2)
+            return both.reshape(-1, 3, values.shape[-1])
+
+        vertex = split(point_AB3)
+        area = np.linalg.norm(np.cross(vertex[:, 1] - vertex[:, 0], vertex[:, 2] - vertex[:, 0]), axis=-1)
+        keep = area > 1e-12  # at a pole every second triangle is a line
+        patch = np.zeros(int(keep.sum()), int)
+        self._add(vertex[keep], split(normal_AB3)[keep], split(np.stack([u, v], -1))[keep], patch, slot, part)
+
+    def lathe(self, profile_K2, slot, part="", at=(0, 0, 0), squash=(1, 1), turn=None, sides=_SIDES):
+        """A profile of (radius, height) spun about z, squashed along x and y, turned, then moved to `at`."""
+        radius, height = np.asarray(profile_K2, float).T
+        angle = np.linspace(0, 2 * np.pi, sides + 1)
+        circle = np.stack([np.cos(angle), np.sin(angle)], -1)
+        point = np.empty((len(radius), sides + 1, 3))
+        point[..., :2] = radius[:, None, None] * circle * squash
+        point[..., 2] = height[:, None]
+        slope_r, slope_z = np.gradient(radius), np.gradient(height)
+        normal = np.empty_like(point)
+        normal[..., :2] = slope_z[:, None, None] * circle / squash
+        normal[..., 2] = -slope_r[:, None]
+        normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
+        if turn is not None:
+            point, normal = point @ turn.T, normal @ turn.T
+        self.grid(point + at, normal, slot, part)
+
+    def cylinder(self, at, radius, height, slot, part="", top=None, sides=_SIDES):
+        """An upright (truncated) cone with flat, sharp ends."""
+        top = radius if top is None else top
+        self.lathe([[radius, 0], [top, height]], slot, part, at, sides=sides)
+        self.lathe([[top, height], [1e-4, height]], slot, part, at, sides=sides)
+        self.lathe([[1e-4, 0], [radius, 0]], slot, part, at, sides=sides)
+
+    def tube(self, start, end, radius, slot, part="", end_radius=None, sides=8):
+        """A round-ended limb from `start` to `end`."""
+        start, end = np.asarray(start, float), np.asarray(end, float)
+        end_radius = radius if end_radius is None else end_radius
+        axis = end - start
+        length = np.linalg.norm(axis)
+        bend = np.linspace(0, np.pi / 2, 4)
+        low = np.stack([radius * np.sin(bend), -radius * np.cos(bend)], -1)
+        high = np.stack([end_radius * np.cos(bend), length + end_radius * np.sin(bend)], -1)
+        self.lathe(np.concatenate([low, high]), slot, part, start, turn=frame(axis), sides=sides)
+
+    def ball(self, at, radii, slot, part="", turn=None, sides=_SIDES):
+        """An ellipsoid."""
+        bend = np.linspace(0, np.pi, sides // 2 + 2)
+        profile = np.stack([np.sin(bend), -radii[2] * np.cos(bend)], -1)
+        self.lathe(profile, slot, part, at, squash=(radii[0], radii[1]), turn=turn, sides=sides)
+
+    def cushion(self, low, high, slot, part="", power=4.0, turn=None):
+        """A soft box: the superellipsoid of that power that fills the box. `turn` is about its middle."""
+        low, high = np.asarray(low, float), np.asarray(high, float)
+        middle, half = (low + high) / 2, (high - low) / 2
+        up, round_ = np.meshgrid(np.linspace(-np.pi / 2, np.pi / 2, 11), np.linspace(-np.pi, np.pi, 25), indexing="ij")
+        sphere = np.stack([np.cos(up) * np.cos(round_), np.cos(up) * np.sin(round_), np.sin(up)], -1)
+        # Pushing a sphere's points out along their rays keeps corners better filled than the angle formula does.
+        size = (np.abs(sphere) ** power).sum(-1, keepdims=True) ** (1 / power)
+        unit = sphere / size
+        normal = np.sign(unit) * np.abs(unit) ** (power - 1) / half
+        normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+        point = unit * half
+        if turn is not None:
+            point, normal = point @ turn.T, normal @ turn.T
+        self.grid(point + middle, normal, slot, part)
+
+
+def frame(axis) -> np.ndarray:
+    """A rotation that takes z to the direction of `axis`."""
+    z = np.asarray(axis, float) / np.linalg.norm(axis)
+    helper = np.array([1.0, 0, 0]) if abs(z[0]) < 0.9 else np.array([0, 1.0, 0])
+    x = np.cross(helper, z)
+    x /= np.linalg.norm(x)
+    return np.stack([x, np.cross(z, x), z], axis=1)

@@ -1,0 +1,48 @@
+"""Render the built-in data set of rooms into the folder layout of NYUDv2 or PASCALContext.
+
+Same arguments, same bytes, whatever the number of workers; an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+
+from fgmoe_dist.data.rooms import LAYOUTS, write_rooms
+from fgmoe_dist.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument(
+        "--layout", required=True, choices=LAYOUTS, help="the archive to look like: its folders, its tasks"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="the data set's root folder, new or begun before")
+    parser.add_argument("--train", required=True, type=int, help="number of training images")
+    parser.add_argument("--val", required=True, type=int, help="number of validation images")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other rooms (default: %(default)s)")
+    parser.add_argument("--size", default="256x336", metavar="HxW", help="pixels, height first (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: every core this process may use)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was made and how fast to this file")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Render the set; prints where it is."""
+    size = _size(args.size)
+    started = time.perf_counter()
+    write_rooms(args.layout, args.out, args.train, args.val, args.seed, size, args.workers)
+    seconds = time.perf_counter() - started
+    print(f"{args.train} training and {args.val} validation rooms in {args.out} ({seconds:.1f} s)")
+    if args.json:
+        figures = {"layout": args.layout, "train": args.train, "val": args.val, "seed": args.seed, "size": size}
+        args.json.write_text(
+            json.dumps(figures | {"out": str(args.out), "seconds": round(seconds, 3)}, indent=1) + "\n"
+        )
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise UserError(f"--size is {text!r}; give HEIGHTxWIDTH in pixels, e.g. 256x336")
+    return int(match[1]), int(match[2])
