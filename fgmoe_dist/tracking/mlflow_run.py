@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping
 from urllib.parse import urlparse
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.tracking.run_folder import RunFolder, Scores
+from fgmoe_dist.tracking.run_folder import RunFolder, Scores, plain_scores
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,14 @@ QUEUE_LIMIT = 20_000  # entries kept for a server that is away: days of log line
 
 
 class NoRun:
-    """The verbs of `MLflowRun`, doing nothing: for ranks above 0 and for `tracking.uri=none`."""
+    """The verbs of `MLflowRun` without MLflow: for ranks above 0, and with a folder for `tracking.uri=none`.
+
+    Either kind leaves the run's status in the folder's `about.json`.
+    """
+
+    def __init__(self, folder: RunFolder | None = None):
+        self.folder = folder
+        self._finished = False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -44,7 +51,17 @@ class NoRun:
 
     def log_pictures(self, step: int, paths: Iterable[str | Path]) -> None: ...
 
-    def finish(self, status: str) -> None: ...
+    def finish(self, status: str) -> None:
+        """Ends the run as FINISHED, FAILED or KILLED. Only the first call counts, so an early end may be named."""
+        assert status in STATUSES, status
+        if self._finished:
+            return
+        self._finished = True
+        self._end(status)
+        if self.folder is not None:
+            self.folder.update_about(status=status)
+
+    def _end(self, status: str) -> None: ...
 
     def where_to_look(self) -> str:
         return ""
@@ -60,7 +77,8 @@ class MLflowRun(NoRun):
     """An MLflow run under way. `with MLflowRun.start(...) as run:` ends it with the truthful status."""
 
     def __init__(self, folder: RunFolder, uri: str, experiment: str, run_name: str):
-        self.folder, self.uri, self.experiment, self.run_name = folder, uri, experiment, run_name
+        super().__init__(folder)
+        self.uri, self.experiment, self.run_name = uri, experiment, run_name
         self.run_id: str | None = None
         self.experiment_id: str | None = None
         self._parameters: dict[str, str] = {}
@@ -90,12 +108,15 @@ class MLflowRun(NoRun):
         """Starts a run, or goes on with the one that `folder.mlflow_run_id` names.
 
         `uri`: a server, a store, empty for sqlite beside the run folder, or `none` for no tracking at all.
-        `parameters`: the configuration, nested or flat; nested keys are joined by dots.
+        `parameters`: the configuration, nested or flat; nested keys are joined by dots. What the folder's
+        `about.json` says of the model goes with them, as `model.<key>`.
         A store that does not answer is warned about and tried again later. Raises UserError for a URI or an
         experiment that can never work.
         """
+        folder.update_about(status="RUNNING", tags=dict(tags))
         if uri == "none":
-            return NoRun()
+            return NoRun(folder)
+        parameters = {**parameters, "model": folder.about().get("model", {})}
         run = cls(folder, resolve_uri(uri, folder.path), experiment, run_name)
         run._parameters = {_clean_name(key): _cut(value) for key, value in flatten(parameters).items()}
         run._tags, run._resume = dict(tags), resume
@@ -116,7 +137,7 @@ class MLflowRun(NoRun):
         self.log(
             step, {f"eval/{task}/{name}": value for task, values in scores.items() for name, value in values.items()}
         )
-        text = json.dumps(scores, indent=2)
+        text = json.dumps(plain_scores(scores), indent=2)
         self._queue(lambda: self._client.log_text(self.run_id, text, f"eval/{int(step)}.json"))
 
     def log_pictures(self, step: int, paths: Iterable[str | Path]) -> None:
@@ -124,15 +145,12 @@ class MLflowRun(NoRun):
         for path in map(Path, paths):
             self._queue(lambda path=path: self._send_picture(int(step), path))
 
-    def finish(self, status: str) -> None:
-        """Sends what is left, waiting at most a minute, and sets FINISHED, FAILED or KILLED. Later calls do nothing."""
-        assert status in STATUSES, status
-        if self._ending.is_set():
-            return
+    def _end(self, status: str) -> None:
         self._queue(lambda: self._client.set_terminated(self.run_id, status))
         self._ending.set()
         self._wake.set()
-        self._thread.join(timeout=60)
+        # A run that is being killed has a grace period of some 30 s for everything.
+        self._thread.join(timeout=60 if status == "FINISHED" else 15)
         lost = self._logged - self._sent + len(self._jobs)
         if lost:
             log.warning("MLflow at %s misses %d entries of this run; %s has them all", self.uri, lost, self.folder.path)

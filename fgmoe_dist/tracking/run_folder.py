@@ -82,8 +82,7 @@ class RunFolder:
 
     def write_evaluation(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> Path:
         """Writes `eval/<step>.json`; returns its path."""
-        plain = {task: {name: _json_number(value) for name, value in values.items()} for task, values in scores.items()}
-        return write_json(self._evaluations / f"{int(step)}.json", plain)
+        return write_json(self._evaluations / f"{int(step)}.json", plain_scores(scores))
 
     def evaluations(self) -> dict[int, Scores]:
         """Every evaluation by its step, earliest first."""
@@ -111,6 +110,11 @@ class RunFolder:
     @mlflow_run_id.setter
     def mlflow_run_id(self, run_id: str) -> None:
         write_atomically(self._mlflow_run_id, run_id + "\n")
+
+
+def plain_scores(scores: Mapping[str, Mapping[str, float]]) -> Scores:
+    """Scores as JSON can hold them: NaN (nothing to score) becomes null."""
+    return {task: {name: _json_number(value) for name, value in values.items()} for task, values in scores.items()}
 
 
 def write_atomically(path: Path, text: str) -> Path:

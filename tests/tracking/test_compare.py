@@ -82,12 +82,7 @@ def test_markdown_is_a_table_with_the_best_in_bold(tmp_path):
 
 def test_mlflow_tells_the_same_as_the_folder(tmp_path):
     folder = make(tmp_path / "a")
-    settings = {
-        "run": {"name": "a", "seed": 0},
-        "experts": {"top_k": 4, "split": 4},
-        "tasks": ["depth"],
-        "model": MODEL,
-    }
+    settings = {"run": {"name": "a", "seed": 0}, "experts": {"top_k": 4, "split": 4}, "tasks": ["depth"]}
     with MLflowRun.start(folder, "", "tests", "a", settings, {"world": "2"}, resume=False) as run:
         for entry in folder.metrics():
             run.log(entry.pop("step"), entry)

@@ -172,6 +172,26 @@ def test_none_means_no_tracking(tmp_path):
     with start(RunFolder(tmp_path / "a"), uri="none") as run:
         run.log(1, {"loss": 1.0})
     assert type(run) is NoRun and not (tmp_path / "mlflow.db").exists()
+    assert run.folder.about()["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize("uri", ["none", ""])
+def test_an_early_end_is_the_end_and_the_folder_knows(store, uri):
+    folder = RunFolder(store / f"early{uri}")
+    with start(folder, uri=uri, world="2") as run:
+        assert folder.about() == {"status": "RUNNING", "tags": {"world": "2"}}
+        run.finish("KILLED")
+    assert folder.about()["status"] == "KILLED"
+    if uri != "none":
+        assert client(store).get_run(run.run_id).info.status == "KILLED"
+
+
+def test_other_ranks_leave_no_trace():
+    with NoRun() as run:
+        run.log(1, {"loss": 1.0})
+        run.log_evaluation(1, {})
+        run.log_pictures(1, [])
+        assert run.where_to_look() == ""
 
 
 def test_a_uri_that_can_never_work_is_the_users_error(tmp_path):
