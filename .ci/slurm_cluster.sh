@@ -104,7 +104,8 @@ wait_until_idle() {
     done
 }
 
-running() { [[ -f $1 ]] && kill -0 "$(<"$1")" 2>/dev/null; }
+# running PID_FILE. A dead daemon that a container's first process never reaps still has a number: not running.
+running() { [[ -f $1 ]] && grep -q '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$(<"$1")/status" 2>/dev/null; }
 
 start() {
     if running "$DIR/slurmctld.pid"; then
