@@ -112,6 +112,8 @@ def _classes(name: str, predictions: Sequence, truths: Sequence, class_names: Se
 
 
 def _depth(predictions: Sequence, truths: Sequence) -> Column:
+    # 0 is "no depth" in a label only; predicted, it is a value and must show.
+    predictions = [None if depth is None else np.maximum(depth, 1e-6) for depth in predictions]
     low, high = pictures.depth_range([depth for depth in [*predictions, *truths] if depth is not None])
 
     def draw(depth: np.ndarray) -> np.ndarray:

@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
         read_image(next(iter(images.values())))  # a wrong file is named before the model is loaded
     _writable(args.output)
 
+    import torch
+
     from fgmoe_dist.evaluation.evaluate import save_predictions
     from fgmoe_dist.evaluation.panel import panel
     from fgmoe_dist.evaluation.predict import predict_image
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.training.checkpoint import load_model
 
     model, config, info = load_model(args.checkpoint)
-    model.eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     skipped = {}
     for image_id, path in track(images.items(), "predicting", len(images)):
         try:

@@ -49,6 +49,11 @@ def test_prediction_and_truth_share_one_depth_scale():
     assert [word for _, word in column.legend.ticks] == ["1 m", "2 m", "3 m"]
 
 
+def test_a_predicted_depth_of_zero_is_shown_as_the_nearest():
+    column = panels._depth([np.zeros((H, W), np.float32)], [np.full((H, W), 3.0, np.float32)])
+    assert (column.predictions[0] == depth_scale()[0]).all()
+
+
 def test_a_task_without_label_and_an_image_without_a_task():
     image = np.zeros((H, W, 3), np.uint8)
     some = {"depth": predictions()["depth"]}
