@@ -1,0 +1,60 @@
+"""`fgmoe`: one verb a command. Each verb lives in `fgmoe_dist/verbs/<verb>.py`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+
+from fgmoe_dist import __version__
+from fgmoe_dist.ranks import exit_with_error
+
+# In the order of a project's life. A verb's module is imported when it is called, so that help answers at once.
+VERBS = {
+    "rooms": "render the built-in data set",
+    "shards": "build, verify and inspect WebDataset shards",
+    "train": "train a model (the same as fgmoe_dist/train.py)",
+    "evaluate": "score a checkpoint on a data set",
+    "score": "score saved predictions, anyone's",
+    "predict": "predict on images, with a picture panel each",
+    "compare": "compare runs side by side",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    verb = argv[0] if argv else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(_help())
+        return
+    if verb == "--version":
+        print(__version__)
+        return
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean `fgmoe {near[0]}`?" if near else "`fgmoe --help` lists the verbs"
+        print(f"error: fgmoe {verb}: no such verb; {hint}", file=sys.stderr)
+        sys.exit(2)
+    module = importlib.import_module(f"fgmoe_dist.verbs.{verb}")
+    parser = argparse.ArgumentParser(
+        f"fgmoe {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    args = parser.parse_args(argv[1:])
+    try:
+        module.run(args)
+    except BaseException as error:
+        exit_with_error(error)
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return (
+        f"usage: fgmoe VERB ...\n\n{verbs}\n\n`fgmoe VERB --help` explains a verb. `make demo` shows all of it at work."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Sends tokens to the ranks that hold their experts and brings weighted sums back.
+
+One exchange of counts, one of data out, one of data back, for all tasks of a block together. A token crosses to
+a rank once, even if several of its experts live there; what returns is that rank's gate-weighted partial sum.
+Both exchanges are asynchronous: between `start` and `wait` the caller computes what needs no remote token. The
+backward pass mirrors it, since autograd reaches `wait` before, and `start` after, everything in between.
+
+Legend: N tokens, C channels, K experts a token, R ranks of the group, M rows sent, L rows received.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Optional, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Route:
+    """How the rows of one dispatch travel. `combine` needs nothing else."""
+
+    token_M: Tensor  # which token each sent row is; rows are sorted by destination
+    send_rows: list[int]
+    receive_rows: list[int]
+    tokens: int
+    group: Optional[dist.ProcessGroup]
+
+
+class Flight:
+    """Rows under way. Data travels in here, not along the autograd graph, which a scalar ticket links."""
+
+    def __init__(self, route: Route, rows: Sequence[Tensor], back: bool):
+        sending, receiving = (route.receive_rows, route.send_rows) if back else (route.send_rows, route.receive_rows)
+        self.route, self.back = route, back
+        self.columns = [(row.shape[1], row.dtype) for row in rows]
+        self.homeward: Optional[Flight] = None  # the flight of the gradients
+        self._outgoing = _pack(rows)  # must outlive the transfer
+        self._arriving = self._outgoing.new_empty(sum(receiving), self._outgoing.shape[1])
+        self._work = dist.all_to_all_single(
+            self._arriving, self._outgoing, receiving, sending, group=route.group, async_op=True
+        )
+
+    def land(self) -> list[Tensor]:
+        """Waits, unpacks, and frees the bytes before the experts run."""
+        self._work.wait()
+        rows = _unpack(self._arriving, self.columns)
+        self._work = self._outgoing = self._arriving = None
+        return rows
+
+
+class Departed(NamedTuple):
+    """What `start_exchange` returns and `wait_exchange` takes; apart, so that no reference cycle holds the bytes."""
+
+    flight: Flight
+    ticket: Tensor
+
+
+def plan_route(
+    x_NC: Tensor, weight_NK: Tensor, expert_NK: Tensor, owner_NK: Tensor, group: dist.ProcessGroup
+) -> tuple[Route, tuple[Tensor, Tensor, Tensor]]:
+    """The route of `x_NC`, and per sent row its token's `x_MC`, `weight_MK` and `expert_MK`.
+
+    `owner_NK` is the rank in `group` that holds each expert, `expert_NK` its index there. Slots of experts
+    that live elsewhere are -1 with weight 0. Waits for the other ranks' counts: the one host sync of a block.
+    """
+    needed_NR = owner_NK.new_zeros(len(owner_NK), dist.get_world_size(group)).scatter_(1, owner_NK, 1)
+    rank_M, token_M = needed_NR.T.nonzero(as_tuple=True)
+    send_R = needed_NR.sum(0)
+    receive_R = torch.empty_like(send_R)
+    dist.all_to_all_single(receive_R, send_R, group=group)
+    send_rows, receive_rows = torch.stack([send_R, receive_R]).tolist()
+    here_MK = owner_NK[token_M] == rank_M[:, None]
+    weight_MK = torch.where(here_MK, weight_NK[token_M], 0)
+    expert_MK = torch.where(here_MK, expert_NK[token_M], -1).to(torch.int32)
+    route = Route(token_M, send_rows, receive_rows, x_NC.shape[0], group)
+    return route, (x_NC[token_M], weight_MK, expert_MK)
+
+
+def start_exchange(route: Route, *rows: Tensor, back: bool = False) -> Departed:
+    """Starts sending `rows` (all with the same number of rows) along `route`, or back along it."""
+    flight = Flight(route, [row.detach() for row in rows], back)
+    return Departed(flight, _Start.apply(flight, *rows))
+
+
+def wait_exchange(departed: Departed) -> tuple[Tensor, ...]:
+    """The rows that came from the other ranks, in the order of their ranks."""
+    return _Wait.apply(departed.flight, departed.ticket)
+
+
+def combine(route: Route, y_MC: Tensor) -> Tensor:
+    """Adds each returned partial sum to its token: `y_NC`."""
+    return y_MC.new_zeros(route.tokens, y_MC.shape[1]).index_add(0, route.token_M, y_MC)
+
+
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, flight: Flight, *rows: Tensor) -> Tensor:
+        ctx.flight = flight
+        return rows[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx, _):
+        flight, ctx.flight = ctx.flight, None
+        gradients = iter(flight.homeward.land())
+        return None, *[next(gradients) if dtype.is_floating_point else None for _, dtype in flight.columns]
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, flight: Flight, ticket: Tensor) -> tuple[Tensor, ...]:
+        ctx.flight = flight
+        rows = flight.land()
+        ctx.mark_non_differentiable(*[row for row in rows if not row.dtype.is_floating_point])
+        return tuple(rows)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        flight = ctx.flight
+        floating = [grad for grad, (_, dtype) in zip(gradients, flight.columns) if dtype.is_floating_point]
+        flight.homeward = Flight(flight.route, floating, not flight.back)
+        return None, floating[0].new_zeros(())
+
+
+def _pack(rows: Sequence[Tensor]) -> Tensor:
+    """The columns of all `rows` side by side as bytes: floats keep their precision, indices ride along."""
+    return torch.cat([row.contiguous().view(torch.uint8) for row in rows], dim=1)
+
+
+def _unpack(buffer: Tensor, columns: list[tuple[int, torch.dtype]]) -> list[Tensor]:
+    widths = [width * dtype.itemsize for width, dtype in columns]
+    parts = buffer.split(widths, dim=1)
+    return [part.contiguous().view(dtype) for part, (_, dtype) in zip(parts, columns)]

@@ -1,0 +1,40 @@
+"""How one rank computes its routed experts: interchangeable kernels behind one signature.
+
+    kernel(x_MC, weight_MK, expert_MK, bank) -> y_MC,    y_m = sum_k weight_mk * FFN_{expert_mk}(x_m)
+
+A slot whose expert is -1 is empty. Every parameter of the bank gets a gradient, zero where no row came,
+because a collective waits for it on the other ranks.
+
+Legend: M rows on this rank, C channels, K slots a row, E experts on this rank, H hidden size of one.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fgmoe_dist.experts.kernels.grouped import grouped
+from fgmoe_dist.experts.kernels.reference import reference
+
+
+class BankWeights(NamedTuple):
+    """The stacked fine experts of a rank, FFN_e(x) = GELU(x w_in_e + b_in_e) w_out_e + b_out_e."""
+
+    w_in_ECH: Tensor
+    b_in_EH: Tensor
+    w_out_EHC: Tensor
+    b_out_EC: Tensor
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, BankWeights], Tensor]
+
+KERNELS: dict[str, Kernel] = {"reference": reference, "grouped": grouped}
+
+
+def choose_kernel(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Resolves `auto`. On a CPU the loop wins: its rows stay in cache, and grouped_mm saves no copies there."""
+    if name != "auto":
+        return name
+    return "grouped" if device.type == "cuda" and dtype == torch.bfloat16 else "reference"

@@ -1,0 +1,111 @@
+"""The whole model: frozen encoder -> aggregator -> a mixer a task -> FGMoE blocks -> a head a task.
+
+Legend: B images, C channels, h x w decoder grid, H x W input, T tasks, N = B h w tokens, K outputs of a task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fgmoe_dist.config import Config
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.router import BalanceTerms
+from fgmoe_dist.models.aggregator import Aggregator
+from fgmoe_dist.models.block import FGMoEBlock
+from fgmoe_dist.models.encoder import FrozenEncoder
+from fgmoe_dist.models.heads import Head
+from fgmoe_dist.models.mixer import deformable_mixer
+from fgmoe_dist.tasks import DatasetInfo, Task, create_tasks
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Output:
+    """What a forward pass gives: predictions by task name, and the balance terms of every block."""
+
+    predictions: dict[str, Tensor]
+    balance: list[BalanceTerms]
+
+
+class FGMoE(nn.Module):
+    def __init__(self, encoder: FrozenEncoder, tasks: list[Task], config: Config):
+        super().__init__()
+        decoder = config.decoder
+        channels, count = decoder.channels, len(tasks)
+        self.tasks, self.stride = tasks, decoder.stride
+        self.encoder = encoder
+        self.aggregator = Aggregator(encoder.channels, channels, count, decoder.adapter_rank, decoder.level_weights)
+        self.mixers = nn.ModuleList(deformable_mixer(channels, decoder.mixer_depth) for _ in tasks)
+        self.blocks = nn.ModuleList(
+            FGMoEBlock(count, channels, config.experts, config.parallel.ep_size, block, config.run.seed)
+            for block in range(decoder.blocks)
+        )
+        self.heads = nn.ModuleList(Head(channels, task.channels) for task in tasks)
+
+    def forward(self, image_B3HW: Tensor) -> Output:
+        size_hw = tuple(image_B3HW.shape[-2:])
+        grid_hw = (size_hw[0] // self.stride, size_hw[1] // self.stride)
+        a_BChw, own_TBChw = self.aggregator(self.encoder(image_B3HW), grid_hw)
+        u_TBChw = torch.stack([mixer(own) for mixer, own in zip(self.mixers, own_TBChw)])
+        u_TNC, a_NC, balance = _to_tokens(u_TBChw), _to_tokens(a_BChw), []
+        for block in self.blocks:
+            u_TNC, terms = block(u_TNC, a_NC)
+            balance.append(terms)
+        features = u_TNC.unflatten(1, (len(a_BChw), *grid_hw)).permute(0, 1, 4, 2, 3)
+        predictions = {task.name: head(x, size_hw) for task, head, x in zip(self.tasks, self.heads, features)}
+        return Output(predictions, balance)
+
+    @torch.no_grad()
+    def predict(self, image_B3HW: Tensor) -> dict[str, list[np.ndarray]]:
+        """Per task, one array an image, as docs/contracts.md describes predictions, at the input's size."""
+        predictions = self(image_B3HW).predictions
+        return {task.name: [task.predict(p_KHW) for p_KHW in predictions[task.name]] for task in self.tasks}
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    """`[..., B, C, h, w]` to `[..., B h w, C]`."""
+    return x.movedim(-3, -1).flatten(-4, -2)
+
+
+def balance_losses(balance: list[BalanceTerms]) -> tuple[Tensor, Tensor, Tensor]:
+    """Load-balance loss and z-loss, mean over blocks, and the load `[blocks, T, E]` over all ranks.
+
+    The load is summed over all ranks in one small exchange, so that the loss is that of the whole batch.
+    """
+    load = torch.stack([terms.load_TE for terms in balance])
+    if dist.is_initialized():
+        dist.all_reduce(load)
+    balance_loss = torch.stack([terms.loss(load_TE) for terms, load_TE in zip(balance, load)]).mean()
+    return balance_loss, torch.stack([terms.z for terms in balance]).mean(), load
+
+
+def create_model(config: Config, info: DatasetInfo) -> FGMoE:
+    """The model that `config` describes for the data set `info`; the same weights on every rank and for every layout."""
+    _check_stride(config)
+    torch.manual_seed(config.run.seed)
+    tasks = create_tasks(config.tasks, info, config.train.edge_positive_weight)
+    encoder = FrozenEncoder(
+        config.encoder.name, config.encoder.weights, config.encoder.taps, config.data.image_size,
+        dtype=PRECISIONS[config.encoder.precision], seed=config.run.seed,
+    )  # fmt: skip
+    torch.manual_seed(config.run.seed)  # whatever the encoder's construction drew
+    model = FGMoE(encoder, tasks, config)
+    if config.train.activation_checkpointing:
+        from fairscale.nn import checkpoint_wrapper
+
+        model.blocks = nn.ModuleList(checkpoint_wrapper(block) for block in model.blocks)
+    return model
+
+
+def _check_stride(config: Config) -> None:
+    stride, size = config.decoder.stride, config.data.image_size
+    if any(side % stride for side in size):
+        raise UserError(
+            f"data.image_size={list(size)} is not a multiple of decoder.stride={stride}; change one of them"
+        )

@@ -1,0 +1,48 @@
+"""What a task is: channels, loss, prediction, meter, headline metric, picture.
+
+This package is the only place that knows tasks by name; everything else walks a list of them.
+Shapes: B images, K channels, H x W pixels of the padded input.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fgmoe_dist.evaluation.meters import Meter
+
+IGNORE = 255
+
+
+class Task(ABC):
+    """One dense prediction task. `name` is also the key of its label in samples and batches."""
+
+    name: str
+    channels: int
+    headline: str  # the metric that compares runs, a key of the meter's result
+    lower_is_better: bool = False
+
+    @abstractmethod
+    def loss(self, prediction_BKHW: Tensor, target: Tensor) -> Tensor:
+        """Mean over the valid pixels of all images given; 0 (with a gradient of 0) where none is valid."""
+
+    @abstractmethod
+    def predict(self, prediction_KHW: Tensor) -> np.ndarray:
+        """The network's output as the array that meters score and `fgmoe predict` saves (docs/contracts.md)."""
+
+    @abstractmethod
+    def meter(self) -> Meter:
+        """A fresh meter with the field's metrics."""
+
+    @abstractmethod
+    def picture(self, prediction: np.ndarray) -> np.ndarray:
+        """An RGB uint8 `[H, W, 3]` picture of a prediction or a label."""
+
+
+def mean_over_valid(loss_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
+    """Mean of `loss` where `valid`; `where` and not a product, so that NaN under an invalid label stays out."""
+    total = torch.where(valid_BHW, loss_BHW, torch.zeros_like(loss_BHW)).sum()
+    return total / valid_BHW.sum().clamp(min=1)

@@ -1,0 +1,34 @@
+"""Semantic segmentation and human parts: one class a pixel.
+
+Loss: cross entropy, mean over labelled pixels. Metric: mIoU over all classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from fgmoe_dist.evaluation.meters import IoUMeter
+from fgmoe_dist.evaluation.pictures import picture_classes
+from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
+
+
+class ClassTask(Task):
+    headline = "mIoU"
+
+    def __init__(self, name: str, class_names: list[str]):
+        self.name, self.class_names, self.channels = name, class_names, len(class_names)
+
+    def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        loss_BHW = F.cross_entropy(prediction_BKHW, target_BHW, ignore_index=IGNORE, reduction="none")
+        return mean_over_valid(loss_BHW, target_BHW != IGNORE)
+
+    def predict(self, prediction_KHW: Tensor) -> np.ndarray:
+        return prediction_KHW.argmax(0).cpu().numpy().astype(np.uint8)
+
+    def meter(self) -> IoUMeter:
+        return IoUMeter(self.channels, self.class_names, task=self.name)
+
+    def picture(self, prediction: np.ndarray) -> np.ndarray:
+        return picture_classes(prediction, self.class_names)

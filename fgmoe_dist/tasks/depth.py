@@ -1,0 +1,27 @@
+"""Depth in metres. Loss: L1 over pixels with a depth. Metric: RMSE."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from fgmoe_dist.evaluation.meters import DepthMeter
+from fgmoe_dist.evaluation.pictures import picture_depth
+from fgmoe_dist.tasks.base import Task, mean_over_valid
+
+
+class Depth(Task):
+    name, channels, headline, lower_is_better = "depth", 1, "rmse", True
+
+    def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        return mean_over_valid((prediction_BKHW[:, 0] - target_BHW).abs(), target_BHW > 0)
+
+    def predict(self, prediction_KHW: Tensor) -> np.ndarray:
+        # No depth lies behind the camera; the metric would raise it to 1e-9 anyway.
+        return prediction_KHW[0].float().clamp(min=0).cpu().numpy()
+
+    def meter(self) -> DepthMeter:
+        return DepthMeter()
+
+    def picture(self, prediction: np.ndarray) -> np.ndarray:
+        return picture_depth(prediction)

@@ -1,0 +1,72 @@
+"""Trains FGMoE. Every launcher starts this file once a process:
+
+torchrun --nproc-per-node 2 fgmoe_dist/train.py --config configs/demo.yaml
+deepspeed --num_gpus 8 fgmoe_dist/train.py --config configs/pascal_vitb.yaml
+python fgmoe_dist/train.py --config configs/demo.yaml          (one process)
+fgmoe train --config configs/demo.yaml                         (the same)
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from fgmoe_dist.config import load_config
+from fgmoe_dist.ranks import exit_with_error, process_group
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, see configs/")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting, e.g. train.steps=100; repeatable",
+    )
+    parser.add_argument(
+        "--resume", default="auto", metavar="auto|never|PATH",
+        help="auto: go on from the run folder's latest checkpoint if there is one; never: start anew; or a checkpoint",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, train one step, evaluate one image, print the plan; write nothing",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and end")
+    # What deepspeed's launcher adds; LOCAL_RANK says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> None:
+    """The whole of a run, on this rank."""
+    config = load_config(args.config, args.set)
+    if args.print_config:
+        print(config.to_yaml(), end="")
+        return
+    with process_group() as ranks:
+        # Imported here, so that --help, --print-config and mistakes in the configuration answer at once.
+        from fgmoe_dist.training.loop import train
+        from fgmoe_dist.training.plan import dry_run
+        from fgmoe_dist.training.trainer import Trainer
+
+        trainer = Trainer(config, ranks)
+        if args.dry_run:
+            dry_run(trainer)
+        else:
+            train(trainer, args.resume)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        run(args)
+    except BaseException as error:
+        exit_with_error(error)
+
+
+if __name__ == "__main__":
+    main()

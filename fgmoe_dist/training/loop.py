@@ -1,0 +1,123 @@
+"""The training loop: steps, logs, checkpoints, evaluations, and a truthful end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import torch
+import torch.distributed as dist
+
+from fgmoe_dist.config import flatten
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.tracking.mlflow_run import MLflowRun, NoRun
+from fgmoe_dist.tracking.run_folder import RunFolder
+from fgmoe_dist.tracking.tags import run_tags
+from fgmoe_dist.training.checkpoint import CheckpointState, find_checkpoint, resume, save_checkpoint
+from fgmoe_dist.training.plan import parameter_counts
+from fgmoe_dist.training.report import Reporter
+from fgmoe_dist.training.trainer import Trainer
+
+
+def train(trainer: Trainer, resume_from: str = "auto") -> None:
+    """Trains to `train.steps`, or to the first step boundary after a file `stop` appears in the run folder."""
+    config, steps = trainer.config.train, trainer.config.train.steps
+    folder = RunFolder(trainer.config.run.dir)
+    resumed = _resume(trainer, folder, resume_from)
+    with _start_tracking(trainer, folder, resumed) as tracker:
+        reporter = Reporter(trainer, folder, tracker)
+        while trainer.step < steps:
+            report = trainer.train_step()
+            at_end, stopping = trainer.step == steps, _asked_to_stop(trainer, folder)
+            if trainer.step % config.log_every == 0 or trainer.step == 1 or at_end:
+                reporter.log(report)
+            score = None
+            if at_end or _due(trainer.step, config.evaluate_every):
+                score = reporter.evaluate(with_constants=at_end)
+            if at_end or stopping or _due(trainer.step, config.checkpoint_every) or score is not None:
+                _save(trainer, folder, score)
+            if stopping and not at_end:
+                reporter.say(f"stopped at step {trainer.step} as asked; the same command goes on from here")
+                tracker.finish("KILLED")
+                return
+        if resumed == steps:
+            reporter.say(
+                f"{folder.path} is complete at step {steps}; raise train.steps to go on, or name another run.dir"
+            )
+        reporter.finish()
+
+
+def _resume(trainer: Trainer, folder: RunFolder, resume_from: str) -> Optional[int]:
+    """Brings `trainer` to where the checkpoint stood; its step, or None for a fresh start."""
+    checkpoint = _choose_checkpoint(folder, resume_from)
+    if checkpoint is not None:
+        expected = {"tasks": list(trainer.config.tasks), "encoder_checksum": trainer.model.encoder.checksum}
+        trainer.step = resume(trainer.engine, checkpoint, expected).step
+    resumed = None if checkpoint is None else trainer.step
+    if trainer.ranks.is_first:
+        if resumed is not None:
+            print(f"going on from {checkpoint}, step {resumed}", flush=True)
+        folder.create(trainer.config.to_yaml(), resumed)
+        folder.stop_file.unlink(missing_ok=True)
+    dist.barrier()
+    return resumed
+
+
+def _choose_checkpoint(folder: RunFolder, resume_from: str) -> Optional[Path]:
+    found = find_checkpoint(folder.checkpoints if resume_from in ("auto", "never") else Path(resume_from))
+    if resume_from == "auto":
+        return found
+    if resume_from == "never":
+        if found is not None:
+            raise UserError(
+                f"run.dir={folder.path}: holds checkpoints up to {found.name}, which --resume never would overwrite;"
+                f" remove the folder or name another run.dir"
+            )
+        return None
+    if found is None:
+        raise UserError(
+            f"--resume {resume_from}: no checkpoint there; name a run folder or a checkpoints/step-... folder"
+        )
+    return found
+
+
+def _start_tracking(trainer: Trainer, folder: RunFolder, resumed: Optional[int]) -> NoRun:
+    config, ranks = trainer.config, trainer.ranks
+    if not ranks.is_first:
+        return NoRun()
+    tags = run_tags(ranks.world, config.parallel.ep_size)
+    parameters = {**flatten(config), "encoder.source": trainer.model.encoder.source}
+    folder.update_about(status="RUNNING", tags=tags, model=parameter_counts(trainer.model, config))
+    return MLflowRun.start(
+        folder, config.tracking.uri, config.tracking.experiment, config.run.name, parameters, tags, resumed is not None
+    )
+
+
+def _asked_to_stop(trainer: Trainer, folder: RunFolder) -> bool:
+    """Whether rank 0 sees the file `stop`; every rank gets the same answer at the same step."""
+    asked = torch.tensor(int(trainer.ranks.is_first and folder.stop_file.exists()), device=trainer.ranks.device)
+    dist.broadcast(asked, src=0)
+    if asked.item() and trainer.ranks.is_first:
+        folder.stop_file.unlink(missing_ok=True)
+    return bool(asked.item())
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _save(trainer: Trainer, folder: RunFolder, score: Optional[float]) -> None:
+    config, shards = trainer.config, trainer.train_shards
+    state = CheckpointState(
+        step=trainer.step,
+        config=config.model_dump(mode="json"),
+        tasks=list(config.tasks),
+        classes=shards.classes,
+        boundary_max_dist=shards.boundary_max_dist,
+        encoder_checksum=trainer.model.encoder.checksum,
+        world=trainer.ranks.world,
+        ep_size=config.parallel.ep_size,
+        zero_stage=config.parallel.zero_stage,
+        score=score,
+    )
+    save_checkpoint(trainer.engine, folder.checkpoints, state, config.train.keep_checkpoints)

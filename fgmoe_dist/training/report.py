@@ -1,0 +1,151 @@
+"""What a run says of itself: log lines, metrics, evaluation tables, pictures. Rank 0 writes, all ranks take part."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Optional
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fgmoe_dist.evaluation.constant import constant_baselines
+from fgmoe_dist.evaluation.evaluate import Scores, evaluate
+from fgmoe_dist.progress import clock
+from fgmoe_dist.tasks import Task
+from fgmoe_dist.tracking.mlflow_run import NoRun
+from fgmoe_dist.tracking.run_folder import RunFolder
+from fgmoe_dist.training.trainer import StepReport, Trainer, mean_over_ranks
+
+
+class Reporter:
+    def __init__(self, trainer: Trainer, folder: RunFolder, tracker: NoRun):
+        self.trainer, self.folder, self.tracker = trainer, folder, tracker
+        self.started, self.first_step = time.monotonic(), trainer.step
+        self.last_scores: Optional[Scores] = None
+
+    def say(self, line: str) -> None:
+        if self.trainer.ranks.is_first:
+            print(line, flush=True)
+
+    def log(self, report: StepReport) -> None:
+        """One log line, one line of metrics.jsonl, one point of every curve; a collective."""
+        losses = mean_over_ranks(report.losses)
+        if not self.trainer.ranks.is_first:
+            return
+        step, steps = self.trainer.step, self.trainer.config.train.steps
+        metrics = step_metrics(report, losses, self.trainer)
+        self.folder.append(step, metrics)
+        self.tracker.log(step, metrics)
+        tasks = "  ".join(f"{task.name} {losses[task.name]:.3f}" for task in self.trainer.tasks)
+        pace = (time.monotonic() - self.started) / (step - self.first_step)
+        self.say(
+            f"step {step}/{steps}  loss {losses['total']:.4f}  {tasks}  |  {metrics['images_per_second']:.1f} images/s,"
+            f" waiting for data {metrics['data_wait_fraction']:.0%}, {clock(pace * (steps - step))} left"
+        )
+
+    def evaluate(self, with_constants: bool) -> float:
+        """Scores the whole validation set, records and prints it; returns a number that is higher for better runs."""
+        trainer, step, first = self.trainer, self.trainer.step, self.trainer.ranks.is_first
+        constants = constant_baselines(trainer.tasks) if with_constants else {}
+        pictures = self.folder.pictures(step)
+        scores = evaluate(
+            trainer.model, trainer.val_shards, trainer.eval_transform, trainer.ranks,
+            workers=trainer.config.data.workers, constants=constants,
+            pictures=trainer.config.train.pictures, pictures_folder=pictures,
+        )  # fmt: skip
+        self.last_scores = scores
+        constant_scores = {name: constant.compute() for name, constant in constants.items()}
+        if first:
+            path = self.folder.write_evaluation(step, scores)
+            self.tracker.log_evaluation(step, scores)
+            self.tracker.log_pictures(step, sorted(pictures.glob("*.png")))
+            Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110).print(
+                score_table(trainer.tasks, scores, constant_scores, f"step {step}, {trainer.val_shards.samples} images")
+            )
+            self.say(f"scores: {path}   pictures: {pictures}/")
+        return run_score(trainer.tasks, scores)
+
+    def finish(self) -> None:
+        if self.trainer.ranks.is_first:
+            self.folder.update_about(status="FINISHED")
+            self.say(f"run folder: {self.folder.path}   checkpoint: {self.folder.checkpoints}/")
+            if look := self.tracker.where_to_look():
+                self.say(f"curves and pictures: {look}")
+
+
+def step_metrics(report: StepReport, losses: dict[str, float], trainer: Trainer) -> dict[str, float]:
+    """A line of metrics.jsonl: names are those of the run folder (README) and of MLflow."""
+    metrics = {"loss": losses["total"]}
+    metrics.update({f"loss/{task.name}": losses[task.name] for task in trainer.tasks})
+    metrics.update(
+        {
+            "experts/balance_loss": losses["balance"],
+            "experts/z_loss": losses["z"],
+            "grad_norm": report.grad_norm,
+            "lr": report.lr,
+            "images_per_second": trainer.config.train.batch_size / report.seconds,
+            "data_wait_fraction": report.wait_seconds / report.seconds,
+            "memory_gib": _memory_gib(trainer.ranks.device),
+        }
+    )
+    return metrics | load_metrics(report.load, [task.name for task in trainer.tasks])
+
+
+def load_metrics(load: Tensor, task_names: list[str]) -> dict[str, float]:
+    """Per block and task: entropy of the experts' load (1 = even), share of the busiest, number of idle experts."""
+    metrics = {}
+    for block, load_TE in enumerate(load.double().cpu()):
+        share_TE = load_TE / load_TE.sum(1, keepdim=True).clamp(min=1)
+        entropy_T = torch.special.entr(share_TE).sum(1) / math.log(max(2, share_TE.shape[1]))
+        for t, name in enumerate(task_names):
+            metrics[f"experts/entropy/block{block}/{name}"] = entropy_T[t].item()
+            metrics[f"experts/busiest/block{block}/{name}"] = share_TE[t].max().item()
+            metrics[f"experts/dead/block{block}/{name}"] = float((load_TE[t] == 0).sum())
+    return metrics
+
+
+def run_score(tasks: list[Task], scores: Scores) -> float:
+    """Mean of the headline metrics, signed so that higher is better, to tell the best checkpoint by.
+
+    Errors are brought to the scale of percentages by what the field calls bad: 1 m, 50 degrees.
+    """
+    scale = {"rmse": 100.0, "mean": 2.0}
+    signed = [
+        (-scale.get(task.headline, 1.0) if task.lower_is_better else 1.0) * scores[task.name][task.headline]
+        for task in tasks
+    ]
+    return sum(signed) / len(signed)
+
+
+def score_table(tasks: list[Task], scores: Scores, constants: Scores, title: str) -> Table:
+    """Every metric of every task, the headline first, beside the best constant prediction's where known."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("task")
+    table.add_column("metric")
+    table.add_column("better")
+    table.add_column("model", justify="right")
+    if constants:
+        table.add_column("best constant", justify="right")
+    for task in tasks:
+        values = scores[task.name]
+        for name in sorted(values, key=lambda name: name != task.headline):
+            headline = name == task.headline
+            row = [task.name if headline else "", name]
+            row += ["lower" if task.lower_is_better else "higher"] if headline else [""]
+            row += [f"{values[name]:.4g}"]
+            if constants:
+                constant = constants.get(task.name, {}).get(name)
+                row += ["" if constant is None else f"{constant:.4g}"]
+            table.add_row(*row, style="bold" if headline else None)
+    return table
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Peak of the GPU, or this process's resident memory on a CPU."""
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return used / 2**30

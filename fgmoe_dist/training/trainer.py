@@ -1,0 +1,128 @@
+"""Everything a training run is made of, built from a configuration, and one optimiser step of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Iterator
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.engine import DeepSpeedEngine
+from torch import Tensor
+
+from fgmoe_dist.config import Config, check_world
+from fgmoe_dist.data.augment import EvalTransform, TrainTransform
+from fgmoe_dist.data.shardset import ShardSet
+from fgmoe_dist.data.stream import train_batches
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.models.fgmoe import FGMoE, Output, balance_losses, create_model
+from fgmoe_dist.ranks import Ranks
+from fgmoe_dist.tasks import Task
+from fgmoe_dist.training.engine import create_engine, learning_rate, set_learning_rate
+
+
+@dataclass
+class StepReport:
+    """What one optimiser step measured; losses are means over all images of the step on this rank."""
+
+    losses: dict[str, Tensor]  # by task, and "total", "balance", "z"
+    load: Tensor  # tokens per expert [blocks, T, E], over all ranks
+    grad_norm: float
+    lr: float
+    seconds: float
+    wait_seconds: float  # of them, waiting for data
+
+
+class Trainer:
+    """A run's data, model and engine on this rank."""
+
+    def __init__(self, config: Config, ranks: Ranks):
+        check_world(config, ranks.world)
+        self.config, self.ranks, self.step = config, ranks, 0
+        self.train_shards = ShardSet.open(config.data.train)
+        self.val_shards = ShardSet.open(config.data.val)
+        if self.train_shards.classes != self.val_shards.classes:
+            raise UserError("data.train and data.val name other classes; build both from one data set")
+        model = create_model(config, self.train_shards).to(ranks.device)
+        self.model: FGMoE = model
+        self.engine: DeepSpeedEngine = create_engine(model, config)
+        self.eval_transform = EvalTransform(config.data.image_size, model.encoder.mean, model.encoder.std)
+        self._batches: Iterator[dict] | None = None
+
+    @property
+    def tasks(self) -> list[Task]:
+        return self.model.tasks
+
+    def batches(self) -> Iterator[dict]:
+        """This rank's micro-batches from the current step on."""
+        data, train, encoder = self.config.data, self.config.train, self.model.encoder
+        augment = {"scale_range": data.scale_range} if data.augment else {"scale_range": (1.0, 1.0)}
+        transform = TrainTransform(
+            data.image_size, encoder.mean, encoder.std, self.config.tasks,
+            flip=data.augment, photometric=data.augment, random_crop=data.augment, **augment,
+        )  # fmt: skip
+        return train_batches(
+            self.train_shards, self.config.tasks, batch_size=train.batch_size, micro_batch_size=train.micro_batch_size,
+            rank=self.ranks.rank, world=self.ranks.world, seed=self.config.run.seed, start_step=self.step,
+            workers=data.workers, transform=transform,
+        )  # fmt: skip
+
+    def train_step(self) -> StepReport:
+        """One optimiser step over the global batch: accumulate, reduce, clip, update."""
+        if self._batches is None:
+            self._batches = self.batches()
+        self.engine.train()
+        _seed_step(self.config.run.seed, self.step, self.ranks.rank)
+        lr = learning_rate(self.config.train, self.step)
+        set_learning_rate(self.engine, lr)
+        start, wait, sums, load = time.perf_counter(), 0.0, {}, 0
+        accumulation = self.engine.gradient_accumulation_steps()
+        for _ in range(accumulation):
+            asked = time.perf_counter()
+            batch = next(self._batches)
+            wait += time.perf_counter() - asked
+            losses, micro_load = self.losses(
+                self.engine(batch["image"].to(self.ranks.device, non_blocking=True)), batch
+            )
+            self.engine.backward(losses["total"])
+            self.engine.step()
+            load = load + micro_load
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach() / accumulation
+        self.step += 1
+        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        return StepReport(sums, load, norm, lr, time.perf_counter() - start, wait)
+
+    def losses(self, output: Output, batch: dict) -> tuple[dict[str, Tensor], Tensor]:
+        """Each task's loss, the balance losses and their weighted `total`, and the experts' load over all ranks."""
+        train, experts = self.config.train, self.config.experts
+        losses = {}
+        for task in self.tasks:
+            target = batch[task.name].to(self.ranks.device, non_blocking=True)
+            losses[task.name] = _task_loss(task, output.predictions[task.name], target, train.loss_average)
+        losses["balance"], losses["z"], load = balance_losses(output.balance)
+        total = sum(train.loss_weights.get(task.name, 1.0) * losses[task.name] for task in self.tasks)
+        losses["total"] = total + experts.balance_weight * losses["balance"] + experts.z_weight * losses["z"]
+        return losses, load
+
+
+def mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
+    """The losses of the whole global batch; a collective."""
+    values = torch.stack([loss.detach().double() for loss in losses.values()])
+    dist.all_reduce(values)
+    return dict(zip(losses, (values / dist.get_world_size()).tolist()))
+
+
+def _task_loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str) -> Tensor:
+    if average == "batch":
+        return task.loss(prediction_BKHW, target)
+    images = zip(prediction_BKHW.split(1), target.split(1))
+    return torch.stack([task.loss(prediction, label) for prediction, label in images]).mean()
+
+
+def _seed_step(seed: int, step: int, rank: int) -> None:
+    """Noise is a function of (seed, step, rank), so that a resumed run draws what the unbroken one would have."""
+    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

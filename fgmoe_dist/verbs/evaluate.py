@@ -1,0 +1,61 @@
+"""Score a checkpoint on a data set: every task's field metrics, exactly, each image once.
+
+fgmoe evaluate --checkpoint runs/demo
+torchrun --nproc-per-node 4 -m fgmoe_dist.cli evaluate --checkpoint runs/demo/checkpoints/step-00000400
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fgmoe_dist.ranks import process_group
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a run folder, or one of its checkpoints/step-... folders",
+    )
+    parser.add_argument("--shards", metavar="WHERE", help="shards to score on; by default the run's data.val")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="DIR", help="also save every prediction as DIR/<task>/<id>.png|npy"
+    )
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw a panel of some images into DIR")
+    parser.add_argument("--number-of-pictures", type=int, default=8, metavar="N", help="how many panels (default 8)")
+    parser.add_argument("--workers", type=int, default=1, metavar="W", help="loader processes a rank (default 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    with process_group() as ranks:
+        from rich.console import Console
+
+        from fgmoe_dist.data.augment import EvalTransform
+        from fgmoe_dist.data.shardset import ShardSet
+        from fgmoe_dist.evaluation.evaluate import evaluate
+        from fgmoe_dist.tracking.run_folder import write_json
+        from fgmoe_dist.training.checkpoint import load_model
+        from fgmoe_dist.training.report import score_table
+
+        model, config, info = load_model(args.checkpoint)
+        shards = ShardSet.open(args.shards or config.data.val)
+        scores = evaluate(
+            model.to(ranks.device),
+            shards,
+            EvalTransform(config.data.image_size, model.encoder.mean, model.encoder.std),
+            ranks,
+            workers=args.workers,
+            pictures=args.number_of_pictures if args.pictures else 0,
+            pictures_folder=args.pictures,
+            predictions_folder=args.predictions,
+        )
+        if ranks.is_first:
+            title = f"step {info.step}, {shards.samples} images of {shards.dataset} {shards.split}"
+            Console().print(score_table(model.tasks, scores, {}, title))
+            if args.json:
+                write_json(args.json, scores)
+                print(f"scores: {args.json}")
