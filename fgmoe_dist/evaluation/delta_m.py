@@ -1,0 +1,39 @@
+"""Delta_m, the one number that compares a multi-task model with single-task models of the same encoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from fgmoe_dist.errors import UserError
+
+
+def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], lower_is_better: Mapping[str, bool]) -> float:
+    """Mean over tasks of the relative gain over the baseline, in percent; positive = better than single-task.
+
+    Maninis et al., Attentive single-tasking of multiple tasks, CVPR 2019:  (1/T) sum_t (-1)^l_t (M_t - S_t) / S_t, l_t
+    = 1 where lower is better.
+
+    Args:
+        scores: one headline metric a task (M).
+        baseline: the same metric of the single-task models (S); more tasks than `scores` has are no harm.
+        lower_is_better: the sign of each task's metric.
+
+    Raises:
+        UserError: no task at all, a task missing from the baseline, or a baseline that is 0 or not finite.
+    """
+    if not scores:
+        raise UserError("delta_m has no task to average; give the scores of at least one task")
+    gains = []
+    for task, score in scores.items():
+        single = baseline.get(task)
+        if single is None:
+            raise UserError(f"delta_m: the baseline has no {task}; add its single-task score or leave {task} out")
+        if not math.isfinite(single) or single == 0 or not math.isfinite(score):
+            raise UserError(
+                f"delta_m: {task} scores {score} against a baseline of {single}; both must be finite and the "
+                "baseline not 0: evaluate both on a set that has this label"
+            )
+        gain = (score - single) / single
+        gains.append(-gain if lower_is_better[task] else gain)
+    return 100 * sum(gains) / len(gains)
