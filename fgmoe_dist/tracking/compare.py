@@ -177,7 +177,27 @@ def _score_rows(records: Sequence[RunRecord], every_metric: bool) -> list[Row]:
             sign = (" (lower is better)" if task.lower_is_better else " (higher is better)") if headline else ""
             best = _best(values, task.lower_is_better) if headline else frozenset()
             rows.append(Row("score", f"{task.name} {metric}{sign}", tuple(_text(value) for value in values), best))
-    return rows
+    return rows + _gain_row(records, tasks)
+
+
+def _gain_row(records: Sequence[RunRecord], tasks: Sequence[Any]) -> list[Row]:
+    """Delta_m of every run with the first as the baseline; a dash where a run lacks one of the first's scores."""
+    from fgmoe_dist.evaluation.delta_m import delta_m
+
+    headlines = [
+        {task.name: record.scores.get(task.name, {}).get(task.headline) for task in tasks} for record in records
+    ]
+    known = [bool(tasks) and all(value is not None for value in scores.values()) for scores in headlines]
+    if len(records) < 2 or not known[0]:
+        return []
+    signs = {task.name: task.lower_is_better for task in tasks}
+    gains = []
+    for scores, complete in zip(headlines[1:], known[1:]):
+        try:
+            gains.append(f"{delta_m(scores, headlines[0], signs):+.2f} %" if complete else "-")
+        except UserError:  # a score of 0 or NaN has no relative gain
+            gains.append("-")
+    return [Row("score", f"mean gain over {records[0].name} (delta_m)", ("0", *gains))]
 
 
 def _tasks(names: Iterable[str]) -> list[Any]:

@@ -57,6 +57,18 @@ def test_higher_is_better_where_the_task_says_so_and_ties_have_no_winner():
     assert next(row for row in rows if row.section == "speed").best == frozenset()
 
 
+def test_the_gain_over_the_first_run_has_every_tasks_sign():
+    def record(miou, rmse):
+        return RunRecord("run", "FINISHED", {}, scores={"semseg": {"mIoU": miou}, "depth": {"rmse": rmse}})
+
+    rows = compare([record(40.0, 0.5), record(44.0, 0.4), record(36.0, 0.55), record(None, 0.5)])
+    # (+10 % + 20 %) / 2 and (-10 % - 10 %) / 2
+    assert rows[-2].cells == ("0", "+15.00 %", "-10.00 %", "-")
+    assert not [
+        row for row in compare([record(0.0, 0.5), record(1.0, 0.5)]) if "gain" in row.name and row.cells[1] != "-"
+    ]
+
+
 def test_every_metric_on_request(tmp_path):
     make(tmp_path / "a")
     names = [row.name for row in compare(read_folders([tmp_path]), every_metric=True) if row.section == "score"]
