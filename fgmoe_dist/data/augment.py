@@ -44,7 +44,7 @@ class Window:
         """The window of a label, each output pixel taking the source pixel under its centre."""
         rows_h = self._sources(self.top, self.height, self.source_hw[0], self.scaled_hw[0])
         cols_w = self._sources(self.left, self.width, self.source_hw[1], self.scaled_hw[1])
-        return array_HWx[rows_h][:, cols_w[::-1] if self.flip else cols_w]
+        return array_HWx.take(rows_h, axis=0).take(cols_w[::-1] if self.flip else cols_w, axis=1)
 
     def linear(self, image_HWC: np.ndarray) -> np.ndarray:
         """The window of an image, bilinear."""

@@ -254,7 +254,8 @@ def _write_index(out: Path, layout: Layout, split: str, plan: dict, shards: list
         "source": plan,
     }
     _write_atomically(out / INDEX, json.dumps(index, indent=1).encode())
-    (out / PLAN).unlink()
+    for left_over in (out / PLAN, *out.glob(".*.part")):  # a killed builder leaves half a file under another name
+        left_over.unlink(missing_ok=True)
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

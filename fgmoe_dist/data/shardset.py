@@ -27,7 +27,11 @@ _ENTRY = re.compile(r"(?P<id>[A-Za-z0-9_-]+)\.(?P<key>[a-z_]+)\.(?P<ext>[a-z]+)"
 
 
 class BadSample(UserError):
-    """One sample or shard cannot be read. The message names shard, sample and cure."""
+    """A sample, or a shard with its `samples` samples, cannot be read. The message names shard, sample and cure."""
+
+    def __init__(self, message: str, samples: int = 1):
+        super().__init__(message)
+        self.samples = samples
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,13 @@ def read_shard(shard: Shard) -> dict[str, Entries]:
     each, wherever it lies.
 
     Raises:
-        BadSample: as `fetch_shard` and `parse_shard`.
+        BadSample: as `fetch_shard` and `parse_shard`; it counts for all samples of the shard.
     """
-    return parse_shard(shard, fetch_shard(shard))
+    try:
+        return parse_shard(shard, fetch_shard(shard))
+    except BadSample as fault:
+        fault.samples = shard.samples
+        raise
 
 
 def fetch_shard(shard: Shard) -> bytes:

@@ -13,6 +13,7 @@ the rank's micro-batches w, w + W, ..., which the DataLoader hands over in just 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -21,8 +22,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from fgmoe_dist.data import codec
-from fgmoe_dist.data.shardset import Entries, Shard, ShardSet, decode_sample, read_shard
+from fgmoe_dist.data.shardset import BadSample, Entries, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MAX_LANES_PER_IMAGE = 4  # k: more lanes mix more of the set into a batch, and hold more shards in memory
 
@@ -95,14 +98,36 @@ class _Lane:
         turn = int(np.searchsorted(self.ends, place, side="right"))
         shard = self.shards[self.turns[turn]]
         if turn != self.turn:
-            self.samples = []  # before the next is read, so that only one is held
+            self.turn, self.samples = -1, []  # before the next is read, so that only one is held
             raw = list(read_shard(shard).items())
             self.samples = [raw[i] for i in self.order.within(epoch, turn, self.turns[turn])]
             self.turn = turn
         return shard, *self.samples[place - (self.ends[turn] - shard.samples)]
 
 
-class _TrainDataset(IterableDataset):
+class _Stream(IterableDataset):
+    """Hands over (value, faults met since the last value): a DataLoader passes items on in order and nothing else.
+
+    A user's error travels as a fault too, for raised in a worker it would come out as a page of traceback.
+    """
+
+    def values(self, faults: list[UserError]) -> Iterator:
+        """What this process streams; samples passed over are noted in `faults`."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[tuple[object, list[UserError]]]:
+        faults: list[UserError] = []
+        try:
+            for value in self.values(faults):
+                yield value, faults.copy()
+                faults.clear()
+        except UserError as error:
+            faults.append(error)
+        if faults:
+            yield None, faults
+
+
+class _TrainStream(_Stream):
     """The micro-batches of one rank; each worker makes every W-th."""
 
     def __init__(self, shards, order, transform, *, micro_batch_size, rank, world, start_step):
@@ -111,12 +136,12 @@ class _TrainDataset(IterableDataset):
         self.transform = transform
         self.micro_batch_size, self.rank, self.world, self.start_step = micro_batch_size, rank, world, start_step
 
-    def __iter__(self) -> Iterator[dict]:
+    def values(self, faults: list[UserError]) -> Iterator[dict]:
         lanes: dict[int, _Lane] = {}
         info = get_worker_info()
         number, step = (info.id, info.num_workers) if info else (0, 1)
         while True:
-            yield default_collate([self._sample(position, lanes) for position in self._positions(number)])
+            yield default_collate([self._sample(position, lanes, faults) for position in self._positions(number)])
             number += step
 
     def _positions(self, number: int) -> range:
@@ -126,48 +151,49 @@ class _TrainDataset(IterableDataset):
         first = (self.start_step + step) * self.order.batch_size + self.rank * share + part * self.micro_batch_size
         return range(first, first + self.micro_batch_size)
 
-    def _sample(self, position: int, lanes: dict[int, _Lane]) -> dict:
+    def _sample(self, position: int, lanes: dict[int, _Lane], faults: list[UserError]) -> dict:
+        """The sample at a position or, if it is bad, the next readable one of its lane: the same for all readers."""
         epoch, lane, place = self.order.locate(position)
         reader = lanes.setdefault(lane, _Lane(self.order, self.shards))
-        shard, id_, entries = reader.fetch(epoch, lane, place)
-        sample = decode_sample(shard, id_, entries, self.transform.keys)
-        return self.transform(sample, self.order.augmentation(position))
+        for further in range(self.order.lane_length):
+            try:
+                raw = reader.fetch(epoch, lane, (place + further) % self.order.lane_length)
+                sample = decode_sample(*raw, self.transform.keys)
+            except BadSample as fault:
+                faults.append(fault)
+            else:
+                return self.transform(sample, self.order.augmentation(position))
+        raise UserError(f"{self.order.lane_length} samples in a row cannot be read, the last: {faults[-1]}")
 
 
-class _EvaluationDataset(IterableDataset):
+class _EvaluationStream(_Stream):
     """One rank's contiguous part of the set, cut into contiguous parts again for its workers."""
 
     def __init__(self, shards, keys, transform, start, stop):
         self.shards: tuple[Shard, ...] = shards
         self.keys, self.transform, self.start, self.stop = keys, transform, start, stop
 
-    def __iter__(self) -> Iterator[tuple[dict, torch.Tensor]]:
+    def values(self, faults: list[UserError]) -> Iterator[tuple[dict, torch.Tensor]]:
         info = get_worker_info()
-        part, parts = (info.id, info.num_workers) if info else (0, 1)
-        start, stop = _part(self.start, self.stop, part, parts)
+        start, stop = _part(self.start, self.stop, info.id, info.num_workers) if info else (self.start, self.stop)
         first = 0
         for shard in self.shards:
-            wanted = range(max(start - first, 0), min(stop - first, shard.samples))
+            wanted = slice(max(start - first, 0), max(stop - first, 0))
             first += shard.samples
-            if not wanted:
+            if not shard.ids[wanted]:
                 continue
-            raw = list(read_shard(shard).items())
-            for i in wanted:
-                sample = decode_sample(shard, *raw[i], self.keys)
-                yield _as_tensors(sample), self.transform(sample)
-
-
-class _Guarded(IterableDataset):
-    """Hands a user's error over as an item: raised in a worker it would come out as a page of traceback."""
-
-    def __init__(self, dataset: IterableDataset):
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator:
-        try:
-            yield from self.dataset
-        except UserError as error:
-            yield error
+            try:
+                raw = list(read_shard(shard).items())
+            except BadSample as fault:
+                faults.append(fault)
+                continue
+            for id_, entries in raw[wanted]:
+                try:
+                    sample = decode_sample(shard, id_, entries, self.keys)
+                except BadSample as fault:
+                    faults.append(fault)
+                else:
+                    yield _as_tensors(sample), self.transform(sample)
 
 
 def train_batches(
@@ -182,6 +208,7 @@ def train_batches(
     start_step: int = 0,
     workers: int = 0,
     transform: Callable[[dict, np.random.Generator], dict],
+    max_bad_samples: int = 0,
 ) -> Iterator[dict]:
     """Endless micro-batches (docs/contracts.md) of one rank, `batch_size / world / micro_batch_size` a global step.
 
@@ -195,10 +222,11 @@ def train_batches(
         start_step: the global step to begin with; nothing before it is decoded.
         workers: processes; 0 reads here.
         transform: `TrainTransform` or the like: called with (stored sample, generator); its `keys` say what to decode.
+        max_bad_samples: unreadable samples this rank may pass over; the next of the lane stands in for each.
 
     Raises:
-        UserError: sizes that do not divide, a task without labels, an empty set; while iterating, a shard or sample
-            that cannot be read.
+        UserError: sizes that do not divide, a task without labels, an empty set; while iterating, more samples that
+            cannot be read than `max_bad_samples`.
     """
     shards.require(tasks)
     if batch_size % (world * micro_batch_size):
@@ -209,7 +237,7 @@ def train_batches(
     if shards.samples == 0:
         raise UserError(f"the {shards.dataset} {shards.split} shards hold no samples: build them again")
     order = Order(tuple(shard.samples for shard in shards.shards), batch_size, seed)
-    dataset = _TrainDataset(
+    stream = _TrainStream(
         shards.shards,
         order,
         transform,
@@ -218,7 +246,7 @@ def train_batches(
         world=world,
         start_step=start_step,
     )
-    return _load(dataset, workers)
+    return _load(stream, workers, max_bad_samples)
 
 
 def evaluation_samples(
@@ -229,6 +257,7 @@ def evaluation_samples(
     world: int = 1,
     workers: int = 0,
     transform: Callable[[dict], torch.Tensor],
+    max_bad_samples: int = 0,
 ) -> Iterator[tuple[dict, torch.Tensor]]:
     """(native sample, padded normalised image [3, SH, SW]) of this rank's part of a set, each sample on one rank only.
 
@@ -238,35 +267,49 @@ def evaluation_samples(
         rank, world: this process and their number; with more ranks than samples some get none.
         workers: processes; 0 reads here.
         transform: `EvalTransform` or the like.
+        max_bad_samples: unreadable samples this rank may leave out.
 
     Raises:
         UserError: as `train_batches`.
     """
     shards.require(tasks)
     start, stop = _part(0, shards.samples, rank, world)
-    dataset = _EvaluationDataset(shards.shards, codec.keys_of(tasks, evaluation=True), transform, start, stop)
-    loaded = _load(dataset, min(workers, stop - start))
+    stream = _EvaluationStream(shards.shards, codec.keys_of(tasks, evaluation=True), transform, start, stop)
+    loaded = _load(stream, min(workers, stop - start), max_bad_samples)
     return ((_as_native(sample), image_3HW) for sample, image_3HW in loaded)
 
 
-def _load(dataset: IterableDataset, workers: int) -> Iterator:
+def _load(stream: _Stream, workers: int, max_bad_samples: int) -> Iterator:
+    """The values of a stream, from worker processes if there are any; stops when too many samples were bad."""
+    bad: dict[str, int] = {}
+    for value, faults in _loader(stream, workers):
+        for fault in faults:
+            if not isinstance(fault, BadSample):
+                raise fault
+            if str(fault) not in bad:
+                bad[str(fault)] = fault.samples
+                if sum(bad.values()) > max_bad_samples:
+                    raise fault
+                logger.warning("passed over (%d of at most %d): %s", sum(bad.values()), max_bad_samples, fault)
+        if value is not None:
+            yield value
+
+
+def _loader(stream: _Stream, workers: int) -> DataLoader:
     context = None
     if workers:
         context = torch.multiprocessing.get_context("forkserver")
         # The server imports this module, and torch with it, once; the workers are forks of it.
         context.set_forkserver_preload([__name__])
-    loader = DataLoader(
-        _Guarded(dataset),
+    return DataLoader(
+        stream,
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_one_thread,
         multiprocessing_context=context,
+        pin_memory=torch.cuda.is_available(),
     )
-    for item in loader:
-        if isinstance(item, UserError):
-            raise item
-        yield item
 
 
 def _as_it_is(item):

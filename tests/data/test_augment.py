@@ -38,7 +38,7 @@ def test_laws_of_the_labels(seed, hw, size):
     sample = _sample(seed, hw)
     out = TrainTransform(size, tasks=TASKS, **PLAIN)(sample, np.random.default_rng(seed))
     assert out["id"] == "a" and out["image"].shape == (3, *size) and out["image"].dtype == torch.float32
-    assert 0 <= out["image"].min() and out["image"].max() <= 1
+    assert out["image"].min() >= 0 and out["image"].max() <= 1
     for task in ("semseg", "human_parts", "sal", "edge"):
         assert out[task].shape == size and out[task].dtype == torch.int64
         assert set(out[task].unique().tolist()) <= {*np.unique(sample[task]).tolist(), 255}  # no class is made up

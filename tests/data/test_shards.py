@@ -111,6 +111,7 @@ def test_an_interrupted_build_goes_on(nyud, built, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="unfinished build"):
         build_shards(nyud, "val", tmp_path / "b", samples_per_shard=2)
     monkeypatch.setattr(shards_module, "_write_atomically", write)
+    (tmp_path / "b" / ".nyud-train-000001.tar.77.part").write_bytes(b"half")  # what SIGKILL would leave
     build_shards(nyud, "train", tmp_path / "b", samples_per_shard=2)
     assert (tmp_path / "b" / "nyud-train-000000.tar").stat().st_mtime_ns == kept
     assert _bytes(tmp_path / "b") == _bytes(built)

@@ -1,6 +1,11 @@
 """The order of the data, for any number of ranks and workers, against a naive retelling of the contract."""
 
+import functools
+import http.server
 import itertools
+import shutil
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from hypothesis import strategies as st
 from fgmoe_dist.data.augment import EvalTransform, TrainTransform
 from fgmoe_dist.data.layouts import open_layout
 from fgmoe_dist.data.shards import build_shards
+from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import Order, evaluation_samples, train_batches
 from fgmoe_dist.errors import UserError
 from tests.archives import write_nyud
@@ -36,7 +42,7 @@ def val(layout, tmp_path_factory):
     return build_shards(layout, "val", tmp_path_factory.mktemp("t") / "val", samples_per_shard=3)
 
 
-def _steps(train, steps, *, world=1, batch_size=4, micro_batch_size=2, workers=0, start_step=0, seed=7):
+def _steps(train, steps, *, world=1, batch_size=4, micro_batch_size=2, start_step=0, seed=7, **options):
     """[step][position in the global batch] -> (id, image), put together again from all ranks."""
     ranks = []
     for rank in range(world):
@@ -49,8 +55,8 @@ def _steps(train, steps, *, world=1, batch_size=4, micro_batch_size=2, workers=0
             world=world,
             seed=seed,
             start_step=start_step,
-            workers=workers,
             transform=TRAIN,
+            **options,
         )
         count = steps * batch_size // world // micro_batch_size
         seen = [pair for batch in itertools.islice(batches, count) for pair in zip(batch["id"], batch["image"])]
@@ -192,6 +198,45 @@ def test_a_damaged_shard_is_named_in_one_line(layout, tmp_path, workers):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"nyud-val-000001\.tar"):
         _steps(shardset, 20, workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_are_passed_over_up_to_the_limit(layout, tmp_path, workers, caplog):
+    shardset = build_shards(layout, "train", tmp_path / "train", samples_per_shard=4)
+    lost = set(shardset.shards[2].ids)
+    (tmp_path / "train" / "nyud-train-000002.tar").unlink()
+    options = {"workers": workers, "max_bad_samples": len(lost)}
+    ids = [sample["id"] for sample, _ in evaluation_samples(shardset, TASKS, transform=EVALUATION, **options)]
+    assert sorted(ids) == sorted(set(layout.ids("train")) - lost)
+    assert "passed over (4 of at most 4): cannot read shard" in caplog.text
+    one, two = (_steps(shardset, 10, world=world, **options) for world in (1, 2))
+    _same(one, two)
+    assert not lost & {id_ for step in one for id_, _ in step}
+    options["max_bad_samples"] -= 1
+    with pytest.raises(UserError, match="cannot read shard"):
+        _steps(shardset, 10, **options)
+
+
+def test_a_set_of_bad_samples_only_stops(layout, tmp_path):
+    shardset = build_shards(layout, "val", tmp_path / "val")
+    for path in (tmp_path / "val").glob("*.tar"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"2 samples in a row cannot be read, the last: cannot read shard"):
+        _steps(shardset, 1, max_bad_samples=1000)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="http goes through curl")
+def test_a_set_behind_http_is_read(layout, val):
+    folder = Path(val.shards[0].url).parent
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        remote = ShardSet.open(f"http://127.0.0.1:{server.server_port}/")
+        ids = [sample["id"] for sample, _ in evaluation_samples(remote, ("depth",), transform=EVALUATION)]
+        with pytest.raises(UserError, match="cannot read shard index http"):
+            ShardSet.open(f"http://127.0.0.1:{server.server_port}/nothing")
+        server.shutdown()
+    assert ids == layout.ids("val")
 
 
 def test_a_missing_shard_is_named(layout, tmp_path):
