@@ -6,10 +6,10 @@
 #   .ci/slurm_cluster.sh status           nodes and jobs; fails if the cluster is not up
 #   .ci/slurm_cluster.sh stop             cancel every job, end the daemons, remove their files
 #
-# Everything lives in one folder (FGMOE_SLURM_DIR), with its own munge key and socket: a SLURM that the machine may already
-# belong to is neither used nor touched. The one thing outside is a line in /etc/hosts, because ranks look the first node's
-# name up; `stop` takes it out again. Each node claims CPUs and two GPUs that do not exist, so that requests can be shaped
-# as on a real cluster; the ranks see no device and train on the CPU.
+# Everything lives in one folder (FGMOE_SLURM_DIR), with its own munge key and socket: a SLURM that the machine may
+# already belong to is neither used nor touched. The one thing outside is a line in /etc/hosts, because ranks look the
+# first node's name up; `stop` takes it out again. Each node claims CPUs and two GPUs that do not exist, so that
+# requests can be shaped as on a real cluster; the ranks see no device and train on the CPU.
 set -euo pipefail
 
 DIR=${FGMOE_SLURM_DIR:-/run/fgmoe-slurm}
@@ -26,22 +26,23 @@ fail() {
 
 install_packages() {
     command -v slurmctld slurmd sbatch munged >/dev/null && return
-    [[ $(id -u) == 0 ]] || fail "slurm-wlm and munge are not installed and only root can: apt-get install slurm-wlm munge"
-    command -v apt-get >/dev/null || fail "slurm-wlm and munge are not installed and there is no apt-get to install them with"
+    [[ $(id -u) == 0 ]] || fail "slurm-wlm and munge are missing, and only root can: apt-get install slurm-wlm munge"
+    command -v apt-get >/dev/null || fail "slurm-wlm and munge are missing, and there is no apt-get to get them with"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends slurm-wlm munge </dev/null >/dev/null
 }
 
 write_configuration() {
-    local user node port=$CONTROLLER_PORT
+    local user host node port=$CONTROLLER_PORT
     user=$(id -un)
+    host=$(hostname -s)
     mkdir -p "$DIR"/{munge,state,log}
     chmod 0755 "$DIR" && chmod 0700 "$DIR/munge"
     (umask 077 && head -c 1024 /dev/urandom >"$DIR/munge/key")
     cat >"$DIR/slurm.conf" <<CONF
 ClusterName=fgmoe
-SlurmctldHost=$(hostname -s)(127.0.0.1)
+SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$CONTROLLER_PORT
 SlurmUser=$user
 SlurmdUser=$user
@@ -68,9 +69,9 @@ GresTypes=gpu
 CONF
     for node in "${NODES[@]}"; do
         port=$((port + 1))
-        echo "NodeName=$node NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$port CPUs=$CPUS Gres=gpu:2 State=UNKNOWN"
+        echo "NodeName=$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$port CPUs=$CPUS Gres=gpu:2 State=UNKNOWN"
     done >>"$DIR/slurm.conf"
-    echo "PartitionName=all Nodes=$(IFS=,; echo "${NODES[*]}") Default=YES MaxTime=INFINITE DefaultTime=30 State=UP" >>"$DIR/slurm.conf"
+    echo "PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=30 State=UP" >>"$DIR/slurm.conf"
     touch "$DIR"/gpu{0,1} # slurmd believes in a device whose file it sees
     echo "Name=gpu File=$DIR/gpu[0-1]" >"$DIR/gres.conf"
 }

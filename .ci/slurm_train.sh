@@ -108,9 +108,11 @@ same_losses() {
     "$PYTHON" - "$work/runs/$1" "$work/runs/$2" <<'PYTHON'
 import json, pathlib, sys
 
-a, b = ([json.loads(x)["loss"] for x in (pathlib.Path(p) / "metrics.jsonl").read_text().splitlines()] for p in sys.argv[1:])
+runs = [pathlib.Path(path) for path in sys.argv[1:]]
+lines = [(run / "metrics.jsonl").read_text().splitlines() for run in runs]
+a, b = ([json.loads(line)["loss"] for line in of_run] for of_run in lines)
 worst = max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
-print(f"   {pathlib.Path(sys.argv[1]).name} and {pathlib.Path(sys.argv[2]).name}: losses differ by at most {worst:.1e}")
+print(f"   {runs[0].name} and {runs[1].name}: losses differ by at most {worst:.1e}")
 assert worst < 1e-5, (a, b)
 PYTHON
 }

@@ -9,8 +9,8 @@ die() {
     exit 2
 }
 
-# train_arguments ARG...: fills TRAIN with the trainer and its arguments. What reads key=value becomes `--set key=value`;
-# everything else is the trainer's own and passes unchanged.
+# train_arguments ARG...: fills TRAIN with the trainer and its arguments. What reads key=value becomes `--set
+# key=value`; everything else is the trainer's own and passes unchanged.
 train_arguments() {
     TRAIN=("$ROOT/fgmoe_dist/train.py")
     local argument previous=
@@ -44,6 +44,6 @@ else
 fi
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} # this checkout, whatever is installed
 
-# A stray USR1 (scancel -s USR1 without --batch) would kill ranks and leave orphans of torchrun: a run is asked to stop by
-# the file `stop` in its folder, never by a signal. Ignoring is inherited by everything started from here.
+# A stray USR1 (scancel -s USR1 without --batch) would kill ranks and leave orphans of torchrun: a run is asked to stop
+# by the file `stop` in its folder, never by a signal. Ignoring is inherited by everything started from here.
 trap '' USR1

@@ -13,6 +13,7 @@ if [[ ${NNODES:-1} == 1 ]]; then
     where=(--standalone)
 else
     : "${NODE_RANK:?is needed when NNODES > 1}" "${MASTER_ADDR:?is needed when NNODES > 1}"
-    where=(--nnodes="$NNODES" --node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="${MASTER_PORT:-29500}")
+    where=(--nnodes="$NNODES" --node-rank="$NODE_RANK")
+    where+=(--master-addr="$MASTER_ADDR" --master-port="${MASTER_PORT:-29500}")
 fi
 exec "$PYTHON" -m torch.distributed.run "${where[@]}" --nproc-per-node="$processes" "${TRAIN[@]}"

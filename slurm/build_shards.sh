@@ -13,8 +13,9 @@
 # OUT is the folder of the two sets, by default shards/built/DATASET.
 set -euo pipefail
 
-# sbatch runs a copy of this file, so the scheduler has to say where the original lies.
-ROOT=$(scontrol show job "${SLURM_JOB_ID:?start this with sbatch}" | sed -n 's|^ *Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p')
+# sbatch runs a copy of this file: the scheduler says where the original lies, once for each task of an array.
+ROOT=$(scontrol show job "${SLURM_JOB_ID:?start this with sbatch}" |
+    sed -n '0,/Command=/s|^ *Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p')
 cd "$ROOT"
 source launchers/common.sh
 

@@ -11,8 +11,9 @@
 # The runs land in runs/compare-JOB/CONFIG-seedN, for `fgmoe compare` to lay side by side. All settings: docs/slurm.md
 set -euo pipefail
 
-# sbatch runs a copy of this file, so the scheduler has to say where the original lies.
-ROOT=$(scontrol show job "${SLURM_JOB_ID:?start this with sbatch}" | sed -n 's|^ *Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p')
+# sbatch runs a copy of this file: the scheduler says where the original lies, once for each task of an array.
+ROOT=$(scontrol show job "${SLURM_JOB_ID:?start this with sbatch}" |
+    sed -n '0,/Command=/s|^ *Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p')
 source "$ROOT/slurm/job.sh"
 
 configs=() settings=()

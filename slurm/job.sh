@@ -1,12 +1,14 @@
 # shellcheck shell=bash
 # Sourced by the batch scripts here, with ROOT (the repository) set: a training job that survives its time limit.
 #
-# SLURM sends USR1 to the batch shell alone (`--signal=B:USR1@120`) two minutes before the time is up. The shell leaves the
-# file `stop` in the run folder; the ranks see it, agree on a step, save a checkpoint and end with 0; then the job is put
-# back into the queue under its own number, finds its own run folder again, and goes on from that checkpoint. After a node
-# failure or a preemption SLURM requeues by itself (`--requeue`), and the run goes on from its last periodic checkpoint.
+# SLURM sends USR1 to the batch shell alone (`--signal=B:USR1@120`) two minutes before the time is up. The shell leaves
+# the file `stop` in the run folder; the ranks see it, agree on a step, save a checkpoint and end with 0; then the job
+# is put back into the queue under its own number, finds its own run folder again, and goes on from that checkpoint.
+# After a node failure or a preemption SLURM requeues by itself (`--requeue`), and the run goes on from its last
+# periodic checkpoint.
 
-# given KEY ARG...: the last value that the arguments set KEY to, in any of the forms key=value, --set key=value, --set=...
+# given KEY ARG...: the last value that the arguments set KEY to, in any of the forms key=value, --set key=value,
+# --set=...
 given() {
     local key=$1 argument value=
     shift
@@ -46,8 +48,11 @@ wait_for() {
 }
 
 requeue() {
-    echo "$(date +%T) saved; back into the queue as job $SLURM_JOB_ID, to go on in $run_dir"
-    scontrol requeue "$SLURM_JOB_ID" && return
+    local job=$SLURM_JOB_ID
+    # One task of an array has the array's own number, which would requeue all of them.
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    echo "$(date +%T) saved; back into the queue as job $job, to go on in $run_dir"
+    scontrol requeue "$job" && return
     echo "the scheduler refuses to requeue; to go on, submit the same line again with run.dir=$run_dir" >&2
     exit 1
 }

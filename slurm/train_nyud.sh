@@ -6,11 +6,12 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 #
-# Train on NYUD-v2:  sbatch --nodes=4 --gpus-per-node=8 --cpus-per-gpu=8 slurm/train_nyud.sh [key=value ...] [--config FILE]
-# A process a GPU; without GPUs say --ntasks-per-node and --cpus-per-task. All settings: docs/slurm.md
+# Train on NYUD-v2:  sbatch --nodes=4 --gpus-per-node=8 --cpus-per-gpu=8 slurm/train_nyud.sh [key=value ...] [--config
+# FILE] A process a GPU; without GPUs say --ntasks-per-node and --cpus-per-task. All settings: docs/slurm.md
 set -euo pipefail
 
-# sbatch runs a copy of this file, so the scheduler has to say where the original lies.
-ROOT=$(scontrol show job "${SLURM_JOB_ID:?start this with sbatch}" | sed -n 's|^ *Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p')
+# sbatch runs a copy of this file: the scheduler says where the original lies, once for each task of an array.
+ROOT=$(scontrol show job "${SLURM_JOB_ID:?start this with sbatch}" |
+    sed -n '0,/Command=/s|^ *Command=\(.*\)/slurm/[^/]*\.sh.*|\1|p')
 source "$ROOT/slurm/job.sh"
 train configs/nyud_vitb.yaml nyud "$@"

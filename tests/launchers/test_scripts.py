@@ -263,9 +263,9 @@ def job(stubs):
     spooled = stubs.folder / "spool"  # where sbatch puts the copy that it runs
     spooled.mkdir()
     command = f"   Command={repository}/slurm/train_nyud.sh a=b"
-    stubs.write(
-        "scontrol", f'case $1 in show) echo "{command}" ;; requeue) echo "requeue $2" >>{stubs.folder}/requeued ;; esac'
-    )
+    # Asked for the number of an array, SLURM shows all of its tasks.
+    show = f'for _ in 1 2; do echo "{command}"; done'
+    stubs.write("scontrol", f'case $1 in show) {show} ;; requeue) echo "requeue $2" >>{stubs.folder}/requeued ;; esac')
     stubs.environment |= {
         "SLURM_JOB_ID": "42", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_CPUS_PER_NODE": "2",
     }  # fmt: skip
@@ -318,6 +318,16 @@ def test_usr1_asks_the_run_to_stop_and_requeues_the_job(job):
     assert process.returncode == 0, errors
     assert (job.folder / "requeued").read_text() == "requeue 42\n"
     assert "go on in runs/nyud-42" in output
+
+
+def test_one_task_of_an_array_is_requeued_alone(job):
+    run = "runs/compare-42/a-seed1"
+    job.write("srun", OBEDIENT % (run, run))
+    process = job.start_job("compare.sh", "configs/a.yaml", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="1")
+    until((job.repository / "started").exists)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(30) == 0
+    assert (job.folder / "requeued").read_text() == "requeue 42_1\n"
 
 
 def test_many_signals_requeue_once(job):
