@@ -10,6 +10,7 @@ Shapes: H x W pixels, P valid pixels, C classes, N cells or bins of a histogram.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import lru_cache, singledispatch
 from typing import Any
 
@@ -44,7 +45,7 @@ class ConstantBaseline(Sums, ABC):
 
     def compute(self) -> dict[str, float]:
         """The meter's metrics for the best constant; NaN where nothing was seen."""
-        meter = constant_free_copy(self._meter)
+        meter = self._meter.empty()
         if self._sums.any():
             self._fill(meter)
         return meter.compute()
@@ -67,11 +68,9 @@ def constant_baseline(meter: Meter) -> ConstantBaseline:
     raise AssertionError(f"no constant baseline for {type(meter).__name__}")
 
 
-def constant_free_copy(meter: Meter) -> Meter:
-    """The same meter with nothing seen."""
-    copy = object.__new__(type(meter))
-    copy.__dict__.update(meter.__dict__, _sums=np.zeros_like(meter.state()))
-    return copy
+def constant_baselines(tasks: Iterable[Any]) -> dict[str, ConstantBaseline]:
+    """An empty baseline for each task (anything with `name` and `meter()`), by name."""
+    return {task.name: constant_baseline(task.meter()) for task in tasks}
 
 
 @constant_baseline.register(IoUMeter)
@@ -241,14 +240,13 @@ class BoundaryConstant(ConstantBaseline):
     """
 
     def __init__(self, meter: BoundaryMeter):
-        self._scored = constant_free_copy(meter)
         super().__init__(meter, len(meter.state()))
 
     def _add(self, label: np.ndarray) -> None:
         levels, candidate_HW = _constant_levels(*label.shape)
-        self._scored.merge(-self._scored.state())
-        self._scored.add_counts(match_levels(levels, candidate_HW, label, self._meter.max_dist))
-        self.merge(self._scored.state())
+        scored = self._meter.empty()
+        scored.add_counts(match_levels(levels, candidate_HW, label, self._meter.max_dist))
+        self.merge(scored.state())
 
     def _fill(self, meter: Meter) -> None:
         meter.merge(self._sums)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,12 @@ class Meter(Sums, ABC):
         label = sample.get(self.label)
         if label is not None:
             self._add(np.asarray(prediction), label, sample.get("id", "?"))
+
+    def empty(self) -> Meter:
+        """The same meter with nothing seen."""
+        other = copy(self)
+        other._sums = np.zeros_like(self._sums)
+        return other
 
     @abstractmethod
     def _add(self, prediction: np.ndarray, label: np.ndarray, image_id: str) -> None: ...

@@ -43,7 +43,8 @@ def suppress_non_maxima(probability_HW: np.ndarray) -> np.ndarray:
 def _across(value_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors (x, y) along atan(Oyy * sign(-Oxy) / (Oxx + 1e-5)): the direction that crosses the boundary.
 
-    The vector up to its sign is all that is needed, so neither the angle nor its cosine is computed.
+    Where Oxy is exactly 0 the formula gives the x axis, even on a horizontal line: such a line keeps its flanks, as in
+    the original. The vector up to its sign is all that is needed, so neither the angle nor its cosine is computed.
     """
     smooth_HW = ndimage.correlate1d(value_HW, _TRIANGLE, axis=0, mode="reflect")
     smooth_HW = ndimage.correlate1d(smooth_HW, _TRIANGLE, axis=1, mode="reflect")

@@ -1,0 +1,31 @@
+import pytest
+
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.evaluation.delta_m import delta_m
+
+SIGN = {"semseg": False, "depth": True, "normals": True}
+
+
+def test_by_hand():
+    scores = {"semseg": 55.0, "depth": 0.45, "normals": 19.0}
+    baseline = {"semseg": 50.0, "depth": 0.5, "normals": 20.0}
+    assert delta_m(scores, baseline, SIGN) == pytest.approx((10 + 10 + 5) / 3)
+
+
+def test_worse_is_negative_and_equal_is_zero():
+    assert delta_m({"depth": 0.6}, {"depth": 0.5}, SIGN) == pytest.approx(-20)
+    assert delta_m({"semseg": 40.0}, {"semseg": 40.0, "edge": 70.0}, SIGN) == 0
+
+
+@pytest.mark.parametrize(
+    "scores, baseline, message",
+    [
+        ({}, {"depth": 1.0}, "no task"),
+        ({"semseg": 5.0}, {"depth": 1.0}, "has no semseg"),
+        ({"semseg": 5.0}, {"semseg": 0.0}, "semseg scores 5.0 against a baseline of 0.0"),
+        ({"semseg": float("nan")}, {"semseg": 3.0}, "must be finite"),
+    ],
+)
+def test_bad_input_is_named(scores, baseline, message):
+    with pytest.raises(UserError, match=message):
+        delta_m(scores, baseline, SIGN)
