@@ -35,10 +35,9 @@ def run(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     print(f"{args.train} training and {args.val} validation rooms in {args.out} ({seconds:.1f} s)")
     if args.json:
-        figures = {"layout": args.layout, "train": args.train, "val": args.val, "seed": args.seed, "size": size}
-        args.json.write_text(
-            json.dumps(figures | {"out": str(args.out), "seconds": round(seconds, 3)}, indent=1) + "\n"
-        )
+        figures = {key: getattr(args, key) for key in ("layout", "train", "val", "seed")}
+        figures |= {"out": str(args.out), "size": size, "seconds": round(seconds, 3)}
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -96,8 +96,8 @@ def _score(scene, tracer, camera, layout):
     share = count / count.sum()
     bare = share[np.isin(kinds[seen], ("wall", "ceiling"))].sum()
     things = ~np.isin(kinds[seen], _SHELL)
-    near = (hit.distance_N < 1.0).mean()
+    near = (hit.distance_N < 1.1).mean()
     variety = np.sqrt(share[things]).sum()
     subjects = sum(np.sqrt(s) for s, k in zip(share, kinds[seen], strict=True) if _interest(k, layout) > 1)
-    crowding = max(0.0, share[things].max(initial=0) - 0.45)
+    crowding = max(0.0, share[things].max(initial=0) - 0.35)
     return variety + 0.8 * subjects - 2.0 * max(0, bare - 0.35) - 6 * near - 3 * crowding

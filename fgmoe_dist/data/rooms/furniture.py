@@ -6,6 +6,7 @@ generator draws its proportions from the stream it is given, so no two pieces ar
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -129,10 +130,10 @@ def _sofa(rng, width=None):
         solid.cushion((inner, -depth / 2 - 0.02, foot), (outer, depth / 2 - 0.05, arm), "body", power=7)
     count = max(1, round((width - 2 * arm_width) / 0.68))
     edges = np.linspace(-width / 2 + arm_width, width / 2 - arm_width, count + 1)
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
+    for left, right in pairwise(edges):
         solid.cushion((left, -depth / 2 - 0.01, seat - 0.16), (right, depth / 2 - 0.2, seat), "seat", power=7)
         solid.cushion((left, depth / 2 - 0.36, seat - 0.05), (right, depth / 2 - 0.12, back + 0.03), "seat", power=5)
-    thing = _finish("sofa", solid, seats=[((a + b) / 2, -0.12, seat) for a, b in zip(edges, edges[1:], strict=False)])
+    thing = _finish("sofa", solid, seats=[((a + b) / 2, -0.12, seat) for a, b in pairwise(edges)])
     for x in (edges[0] + 0.22, edges[-1] - 0.22):
         if rng.random() < 0.5:
             place = (x, depth / 2 - 0.5, seat + 0.01)
@@ -330,7 +331,7 @@ def _bookshelf(rng, books=True):
     for z in levels:
         solid.box((-half + board, -depth / 2, z), (half - board, depth / 2 - 0.012, z + board), "board")
     thing = _finish("bookshelf" if books else "shelves", solid)
-    for z, above in zip(levels[:-1], levels[1:], strict=True):
+    for z, above in pairwise(levels):
         room = (-half + board + 0.01, half - board - 0.01, above - z - board)
         if books and rng.random() < 0.85:
             row = make(
@@ -423,7 +424,7 @@ def _bag(rng):
     solid.cushion((-width / 3, -depth * 0.68, 0.03), (width / 3, -depth * 0.3, height * 0.55), "pocket", power=4)
     bend = np.linspace(0, np.pi, 7)
     arch = np.stack([np.cos(bend) * width * 0.25, bend * 0, height * 0.95 + np.sin(bend) * 0.14], -1)
-    for start, end in zip(arch[:-1], arch[1:], strict=True):
+    for start, end in pairwise(arch):
         solid.tube(start, end, 0.014, "strap", sides=6)
     return _finish("bag", solid)
 
@@ -603,7 +604,7 @@ def _door(rng):
     solid.box((-half, -0.012, 0), (half, 0, height), "leaf")
     rows = rng.integers(0, 4)
     edges = np.linspace(0.12, height - 0.1, rows + 1)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         solid.box((-half + 0.12, -0.022, low + 0.05), (half - 0.12, -0.012, high - 0.05), "panel")
     x = rng.choice((-1, 1)) * (half - 0.07)
     solid.ball((x, -0.05, 1.02), (0.028, 0.035, 0.028), "knob", sides=8)
@@ -745,7 +746,7 @@ def _bicycle(rng):
     for x in (-base / 2, base / 2):
         angle = np.linspace(0, 2 * np.pi, 17)
         ring = np.stack([x + wheel * np.cos(angle), angle * 0, wheel + 0.02 + wheel * np.sin(angle)], -1)
-        for start, end in zip(ring[:-1], ring[1:], strict=True):
+        for start, end in pairwise(ring):
             solid.tube(start, end, 0.02, "tyre", sides=6)
         for spoke in ring[:-1:4]:
             solid.tube((x, 0, wheel + 0.02), spoke, 0.005, "metal", sides=4)

@@ -6,6 +6,7 @@ part, "" for everything else. A *patch* is one flat face or one smooth surface: 
 a patch only and never across.
 """
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,13 @@ _CUBE_FACES = np.array(
     float,
 )
 _QUAD_ST = np.array([[[0, 0], [1, 0], [1, 1]], [[0, 0], [1, 1], [0, 1]]], float)
+
+
+def cross(a, b):
+    """`np.cross` of three-vectors, without its overhead, which is most of the time small shapes take."""
+    a0, a1, a2 = a[..., 0], a[..., 1], a[..., 2]
+    b0, b1, b2 = b[..., 0], b[..., 1], b[..., 2]
+    return np.stack([a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0], -1)
 
 
 def rotation(axis: str, angle: float) -> np.ndarray:
@@ -51,6 +59,7 @@ class Triangles:
     parts: list[str]
     patches: int
 
+    @functools.cached_property
     def bounds(self) -> np.ndarray:
         """Lower and upper corner, `[2, 3]`."""
         points = self.vertex_T33.reshape(-1, 3)
@@ -73,7 +82,7 @@ class Solid:
         count = len(vertex_T33)
         indices = [np.full(count, self.slots.index(slot)), np.full(count, self.parts.index(part))]
         self.pieces.append((vertex_T33, normal_T33, uv_T32, *indices, patch_T + self.patches))
-        self.patches += int(patch_T.max()) + 1
+        self.patches += int(patch_T[-1]) + 1
 
     def triangles(self) -> Triangles:
         arrays = [np.concatenate(column) for column in zip(*self.pieces, strict=True)]
@@ -96,9 +105,9 @@ class Solid:
         st = np.broadcast_to(_QUAD_ST, (count, 2, 3, 2))
         corner, edge_s, edge_t = (faces_F33[:, None, None, i] for i in range(3))
         vertex = corner + st[..., :1] * edge_s + st[..., 1:] * edge_t
-        normal = np.cross(faces_F33[:, 1], faces_F33[:, 2])
-        normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-        lengths = np.linalg.norm(faces_F33[:, 1:], axis=-1)
+        normal = cross(faces_F33[:, 1], faces_F33[:, 2])
+        normal /= np.sqrt((normal * normal).sum(-1, keepdims=True))
+        lengths = np.sqrt((faces_F33[:, 1:] ** 2).sum(-1))
         uv = uv_F2[:, None, None] + st * lengths[:, None, None]
         self._add(
             vertex.reshape(-1, 3, 3),
@@ -111,26 +120,26 @@ class Solid:
 
     def grid(self, point_AB3, normal_AB3, slot, part=""):
         """A smooth sheet through a grid of points with given normals."""
-        step_a = np.linalg.norm(np.diff(point_AB3, axis=0), axis=-1).mean(1)
-        step_b = np.linalg.norm(np.diff(point_AB3, axis=1), axis=-1).mean(0)
-        u, v = np.meshgrid(np.r_[0, step_b.cumsum()], np.r_[0, step_a.cumsum()])
-
-        def split(values):  # two triangles a cell
-            a, b, c, d = values[:-1, :-1], values[:-1, 1:], values[1:, 1:], values[1:, :-1]
-            both = np.stack([np.stack([a, b, c], 2), np.stack([a, c, d], 2)], 2)
-            return both.reshape(-1, 3, values.shape[-1])
-
-        vertex = split(point_AB3)
-        area = np.linalg.norm(np.cross(vertex[:, 1] - vertex[:, 0], vertex[:, 2] - vertex[:, 0]), axis=-1)
-        keep = area > 1e-12  # at a pole every second triangle is a line
-        patch = np.zeros(int(keep.sum()), int)
-        self._add(vertex[keep], split(normal_AB3)[keep], split(np.stack([u, v], -1))[keep], patch, slot, part)
+        side_a, side_b = point_AB3.shape[:2]
+        middle_a, middle_b = side_a // 2, side_b // 2
+        u = _lengths(point_AB3[middle_a])
+        v = _lengths(point_AB3[:, middle_b])
+        uv_AB2 = np.empty((side_a, side_b, 2))
+        uv_AB2[..., 0], uv_AB2[..., 1] = u, v[:, None]
+        corner_T3 = _cells(side_a, side_b)
+        self._add(
+            point_AB3.reshape(-1, 3)[corner_T3],
+            normal_AB3.reshape(-1, 3)[corner_T3],
+            uv_AB2.reshape(-1, 2)[corner_T3],
+            np.zeros(len(corner_T3), int),
+            slot,
+            part,
+        )
 
     def lathe(self, profile_K2, slot, part="", at=(0, 0, 0), squash=(1, 1), turn=None, sides=_SIDES):
         """A profile of (radius, height) spun about z, squashed along x and y, turned, then moved to `at`."""
         radius, height = np.asarray(profile_K2, float).T
-        angle = np.linspace(0, 2 * np.pi, sides + 1)
-        circle = np.stack([np.cos(angle), np.sin(angle)], -1)
+        circle = _circle(sides)
         point = np.empty((len(radius), sides + 1, 3))
         point[..., :2] = radius[:, None, None] * circle * squash
         point[..., 2] = height[:, None]
@@ -138,6 +147,7 @@ class Solid:
         normal = np.empty_like(point)
         normal[..., :2] = slope_z[:, None, None] * circle / squash
         normal[..., 2] = -slope_r[:, None]
+        normal[radius < 1e-9, :, :2] = 0  # at a pole the difference is one-sided, the normal is not
         normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
         if turn is not None:
             point, normal = point @ turn.T, normal @ turn.T
@@ -171,8 +181,7 @@ class Solid:
         """A soft box: the superellipsoid of that power that fills the box. `turn` is about its middle."""
         low, high = np.asarray(low, float), np.asarray(high, float)
         middle, half = (low + high) / 2, (high - low) / 2
-        up, round_ = np.meshgrid(np.linspace(-np.pi / 2, np.pi / 2, 11), np.linspace(-np.pi, np.pi, 25), indexing="ij")
-        sphere = np.stack([np.cos(up) * np.cos(round_), np.cos(up) * np.sin(round_), np.sin(up)], -1)
+        sphere = _sphere(11, 25)
         # Pushing a sphere's points out along their rays keeps corners better filled than the angle formula does.
         size = (np.abs(sphere) ** power).sum(-1, keepdims=True) ** (1 / power)
         unit = sphere / size
@@ -184,10 +193,38 @@ class Solid:
         self.grid(point + middle, normal, slot, part)
 
 
+def _lengths(point_K3):
+    """How far along a line of points each of them lies."""
+    step = point_K3[1:] - point_K3[:-1]
+    return np.concatenate([[0.0], np.sqrt((step * step).sum(-1)).cumsum()])
+
+
+@functools.cache
+def _circle(sides):
+    angle = np.linspace(0, 2 * np.pi, sides + 1)
+    return np.stack([np.cos(angle), np.sin(angle)], -1)
+
+
+@functools.cache
+def _sphere(rows, columns):
+    up = np.linspace(-np.pi / 2, np.pi / 2, rows)[:, None]
+    around = np.linspace(-np.pi, np.pi, columns)
+    height = np.broadcast_to(np.sin(up), (rows, columns))
+    return np.stack([np.cos(up) * np.cos(around), np.cos(up) * np.sin(around), height], -1)
+
+
+@functools.cache
+def _cells(side_a, side_b):
+    """Corners of the two triangles of every cell of a grid. `[T, 3]`"""
+    at = np.arange(side_a * side_b).reshape(side_a, side_b)
+    a, b, c, d = at[:-1, :-1], at[:-1, 1:], at[1:, 1:], at[1:, :-1]
+    return np.stack([np.stack([a, b, c], -1), np.stack([a, c, d], -1)], 2).reshape(-1, 3)
+
+
 def frame(axis) -> np.ndarray:
     """A rotation that takes z to the direction of `axis`."""
     z = np.asarray(axis, float) / np.linalg.norm(axis)
     helper = np.array([1.0, 0, 0]) if abs(z[0]) < 0.9 else np.array([0, 1.0, 0])
-    x = np.cross(helper, z)
+    x = cross(helper, z)
     x /= np.linalg.norm(x)
-    return np.stack([x, np.cross(z, x), z], axis=1)
+    return np.stack([x, cross(z, x), z], axis=1)

@@ -14,7 +14,7 @@ from fgmoe_dist.data.rooms.streams import stream
 
 def _chairs(room, table, sides):
     """Chairs drawn up to a table, looking at it; returns those that fit."""
-    low, high = table.thing.shape.bounds()
+    low, high = table.thing.shape.bounds
     ignore = [i for i, box in enumerate(room.boxes) if (box[0] <= table.at + 1e-6).all() and (table.at <= box[1]).all()]
     chairs = []
     for side in sides:
@@ -38,10 +38,10 @@ def _bedroom(room):
     rng = room.rng
     bed = room.against(make("bed", rng), gap=0.02, clear=0.3)
     if bed:
-        low, high = bed.thing.shape.bounds()
+        low, high = bed.thing.shape.bounds
         for side in (-1, 1):
             stand = make("night_stand", rng)
-            half = stand.shape.bounds()[1]
+            half = stand.shape.bounds[1]
             at = bed.to_world((side * (high[0] + half[0] + 0.08), high[1] - half[1], 0))
             if stand := room.stand(stand, at, np.arctan2(bed.turn[1, 0], bed.turn[0, 0]), tries=1):
                 _top(room, stand, ("lamp", "books", "bottle"), 0.6)
@@ -93,7 +93,7 @@ def _living(room):
         for side in (-1, 1):
             if rng.random() < 0.5:
                 lamp = make("lamp", rng, floor=True)
-                at = sofa.to_world((side * (sofa.thing.shape.bounds()[1][0] + 0.3), 0.15, 0))
+                at = sofa.to_world((side * (sofa.thing.shape.bounds[1][0] + 0.3), 0.15, 0))
                 room.stand(lamp, at, tries=1)
     for name, chance in (("armchair", 0.7), ("bookshelf", 0.6), ("plant", 0.6), ("stool", 0.3), ("hung_shelf", 0.3)):
         if rng.random() < chance:
@@ -161,7 +161,7 @@ def _bathroom(room):
     rng = room.rng
     tub = room.against(make("bathtub", rng), gap=0.01)
     if tub and rng.random() < 0.7:
-        front = tub.thing.shape.bounds()[0][1]
+        front = tub.thing.shape.bounds[0][1]
         room.put(make("shower_curtain", rng), tub.turn, tub.to_world((rng.uniform(-0.4, 0.4), front - 0.01, 0)))
     room.against(make("toilet", rng), gap=0.01, clear=0.4)
     wall = rng.integers(4)
@@ -183,7 +183,7 @@ _PROGRAMS = {
     "bathroom": (_bathroom, (2.4, 3.4)),
 }
 _SHARES = {
-    "nyud": {"bedroom": 0.27, "living": 0.24, "office": 0.2, "kitchen": 0.14, "dining": 0.08, "bathroom": 0.07},
+    "nyud": {"bedroom": 0.26, "living": 0.22, "office": 0.18, "kitchen": 0.14, "dining": 0.12, "bathroom": 0.08},
     "pascal": {"bedroom": 0.08, "living": 0.4, "office": 0.14, "kitchen": 0.1, "dining": 0.28},
 }
 
@@ -222,6 +222,12 @@ def _openings(room):
 
 def _finishing(room):
     rng = room.rng
+    # Whatever still fits along bare walls: an empty room makes a dull picture.
+    for name in ("chair", "stool", "bookshelf", "dresser", "cabinet", "shelves", "armchair", "desk", "night_stand"):
+        if rng.random() < 0.22:
+            _top(
+                room, room.against(make(name, rng), gap=0.04, clear=0.1, tries=6), ("vase", "lamp", "box", "books"), 0.4
+            )
     for name, chance in (("picture", 0.9), ("picture", 0.7), ("picture", 0.4)):
         if rng.random() < chance:
             room.against(make(name, rng))

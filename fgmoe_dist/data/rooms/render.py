@@ -1,9 +1,10 @@
 """Turns a scene and a camera into a photograph and exact labels.
 
 Labels come from one ray through each pixel's centre. The photograph adds area lights, one bounce of indirect light,
-mirrors and sheen. Light is sampled sparsely: each pixel of a 4 x 4 tile takes another of 16 samples of every light and
-of the hemisphere, then a 4 x 4 box filter that stays within one patch collects all 16, which leaves no noise on flat
-surfaces at the price of one ray a pixel. Outlines are smoothed afterwards, by extra rays at the edges of patches only.
+mirrors and sheen. Light is sampled sparsely: each pixel of a 4 x 4 tile takes another of 16 samples of every light,
+then a 4 x 4 box filter that stays within one patch collects all 16, which leaves no noise on flat surfaces at the price
+of one ray a pixel; indirect light does the same on a coarser grid. Outlines are smoothed afterwards, by extra rays at
+the edges of patches only.
 
 Shapes: H x W pixels, N = H * W of them row by row (or any set of points), T triangles.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fgmoe_dist.data.rooms.camera import Camera
+from fgmoe_dist.data.rooms.geometry import cross
 from fgmoe_dist.data.rooms.scene import Scene
 from fgmoe_dist.data.rooms.tracer import Tracer
 
@@ -51,8 +53,9 @@ class Renderer:
         self.scene = scene
         self.tracer = Tracer(scene.vertex_T33, scene.casts_T)
         edges_T23 = scene.vertex_T33[:, 1:] - scene.vertex_T33[:, :1]
-        flat_T3 = np.cross(edges_T23[:, 0], edges_T23[:, 1])
-        self._flat_T3 = flat_T3 / np.linalg.norm(flat_T3, axis=-1, keepdims=True)
+        flat_T3 = cross(edges_T23[:, 0], edges_T23[:, 1])
+        # At the poles of round shapes some triangles are lines; no ray meets those.
+        self._flat_T3 = flat_T3 / np.maximum(np.sqrt((flat_T3**2).sum(-1, keepdims=True)), 1e-12)
         self._normal_T33 = scene.normal_T33.astype(np.float32)
         self._uv_T32 = scene.uv_T32.astype(np.float32)
         self._mean_albedo_M3 = scene.paint.mean_albedo()
@@ -107,8 +110,8 @@ class Renderer:
         paint, material_N = self.scene.paint, surface.material_N
         sample_N = _tile_samples(size)
         light_N3 = self._direct(surface.point_N3, surface.normal_N3, sample_N)
-        light_HW3 = _within_patches(light_N3.reshape(*size, 3), view.patch_HW, range(-2, 2))
-        light_N3 = (light_HW3 + self._bounced(surface, view.patch_HW, rng)).reshape(-1, 3)
+        light_N3 += self._bounced(surface, view.patch_HW)
+        light_N3 = _within_patches(light_N3, view.patch_HW, range(-2, 2))
         albedo_N3 = paint.albedo(material_N, surface.uv_N2, surface.footprint_N)
         radiance_N3 = albedo_N3 * (light_N3 + paint.emission_M[material_N][:, None])
         self._add_reflections(radiance_N3, surface, camera, sample_N, view.patch_HW)
@@ -137,8 +140,8 @@ class Renderer:
             total_N3[lit] += gain_N[lit, None] * np.float32(light.power)
         return total_N3
 
-    def _bounced(self, surface, patch_HW, rng) -> np.ndarray:
-        """Light that comes by way of one other surface, sampled by the cosine over the hemisphere. `[H, W, 3]`
+    def _bounced(self, surface, patch_HW) -> np.ndarray:
+        """Light that comes by way of one other surface, sampled by the cosine over the hemisphere. `[N, 3]`
 
         It changes slowly, so every second pixel of every second row is enough, and those that lie on another patch.
         """
@@ -147,15 +150,13 @@ class Renderer:
         chosen_HW = coarse_HW != patch_HW
         chosen_HW[::2, ::2] = True
         pick = np.flatnonzero(chosen_HW)
-        sample_N = _tile_samples(size, spacing=2)[pick]
-        # Jitter within the stratum: without it, sun patches leave sixteen ghosts of themselves on the walls.
-        s, t = (_GRID[(sample_N * 7 + 1) % 16] + 0.5 + (rng.random((len(pick), 2), np.float32) - 0.5) / 4).T
+        # Eight by eight of them share 64 directions: with fewer, sun patches leave ghosts of themselves on the walls.
+        sample_N = _tile_samples(size, 8, spacing=2)[pick]
         normal_N3 = surface.normal_N3[pick]
-        direction_N3 = _around(normal_N3, s % 1, np.clip(t, 0, 0.999))
-        light_HW3 = np.zeros((*size, 3), np.float32)
-        light_HW3.reshape(-1, 3)[pick] = self._glimpse(surface.point_N3[pick], normal_N3, direction_N3, sample_N[::-1])
-        light_HW3 = _within_patches(light_HW3, patch_HW, range(-4, 4), chosen_HW.astype(np.float32))
-        return _within_patches(light_HW3, patch_HW, range(-3, 4))
+        direction_N3 = _around(normal_N3, *_HEMISPHERE[sample_N].T)
+        light_N3 = np.zeros((patch_HW.size, 3), np.float32)
+        light_N3[pick] = self._glimpse(surface.point_N3[pick], normal_N3, direction_N3, sample_N)
+        return _within_patches(light_N3, patch_HW, range(-8, 8), chosen_HW)
 
     def _glimpse(self, point_N3, normal_N3, direction_N3, sample_N, pixel_angle=None):
         """Radiance met along directions. `[N, 3]`
@@ -202,9 +203,9 @@ class Renderer:
                 for copy in range(copies)
             )
             if copies == 1:
-                seen_HW3 = np.zeros((*patch_HW.shape, 3), np.float32)
-                seen_HW3.reshape(-1, 3)[pick] = seen_N3
-                seen_N3 = _within_patches(seen_HW3, patch_HW, range(-2, 2)).reshape(-1, 3)[pick]
+                all_N3 = np.zeros((patch_HW.size, 3), np.float32)
+                all_N3[pick] = seen_N3
+                seen_N3 = _within_patches(all_N3, patch_HW, range(-2, 2))[pick]
             radiance_N3[pick] += share_N1 * (seen_N3 / copies - radiance_N3[pick])
 
 
@@ -213,10 +214,14 @@ _ORDER = np.array([0, 10, 2, 8, 5, 15, 7, 13, 1, 11, 3, 9, 4, 14, 6, 12])
 _GRID = (np.stack([_ORDER % 4, _ORDER // 4], -1).astype(np.float32) + 0.5 + _ORDER[:, None] % 3 * 0.2 - 0.2) / 4 - 0.5
 
 
-def _tile_samples(size, spacing=1):
-    """Which of the 16 samples each pixel takes, in tiles of 4 x 4 times the spacing. `[N]`"""
+# 64 points of Roberts' R2 sequence, whose every run is spread evenly.
+_HEMISPHERE = (np.arange(64)[:, None] * (0.7548776662466927, 0.5698402909980532) % 1).astype(np.float32)
+
+
+def _tile_samples(size, side=_TILE, spacing=1):
+    """Which sample each pixel takes, in tiles of side x side pixels that are `spacing` apart. `[N]`"""
     y, x = np.mgrid[: size[0], : size[1]] // spacing
-    return ((y % _TILE) * _TILE + x % _TILE).ravel()
+    return ((y % side) * side + x % side).ravel()
 
 
 def _around(normal_N3, s_N, t_N):
@@ -233,19 +238,21 @@ def _around(normal_N3, s_N, t_N):
     return (radius * np.cos(angle))[:, None] * along_s + (radius * np.sin(angle))[:, None] * along_t + up
 
 
-def _within_patches(light_HW3, patch_HW, reach, weight_HW=None):
+def _within_patches(light_N3, patch_HW, reach, weight_HW=None):
     """The box filter over pixels of the same patch, one axis after the other; `weight` is 0 where there is no light."""
-    weight_HW = np.ones(patch_HW.shape, np.float32) if weight_HW is None else weight_HW
+    # Weights ride along as a fourth channel; channels first, so that masks broadcast along whole rows.
+    total_4HW = np.ones((4, *patch_HW.shape), np.float32)
+    total_4HW[:3] = light_N3.T.reshape(3, *patch_HW.shape)
+    if weight_HW is not None:
+        total_4HW[3] = weight_HW
     for axis in (0, 1):
-        total_HW3, total_HW = light_HW3.copy(), weight_HW.copy()
+        light_4HW = total_4HW.copy()
         for shift in reach:
             if shift:
                 here, there = _overlap(axis, shift)
-                same = patch_HW[here] == patch_HW[there]
-                total_HW3[here] += light_HW3[there] * same[..., None]
-                total_HW[here] += weight_HW[there] * same
-        light_HW3, weight_HW = total_HW3, total_HW
-    return light_HW3 / np.maximum(weight_HW, 1e-6)[..., None]
+                same = (patch_HW[here] == patch_HW[there]).astype(np.float32)
+                total_4HW[(slice(None), *here)] += light_4HW[(slice(None), *there)] * same
+    return (total_4HW[:3] / np.maximum(total_4HW[3], 1e-6)).reshape(3, -1).T
 
 
 def _overlap(axis, shift):
@@ -304,6 +311,14 @@ def _develop(radiance_HW3, rng):
     light = radiance_HW3 * (exposure * balance * falloff[..., None]).astype(np.float32)
     # Narkowicz's fit of the ACES film curve, 2015: soft shoulder for lamps and windows.
     film = np.clip(light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14), 0, 1)
-    display = np.where(film <= 0.0031308, film * 12.92, 1.055 * film ** (1 / 2.4) - 0.055)
-    display += rng.standard_normal(display.shape, np.float32) * np.float32(rng.uniform(0.001, 0.006))
-    return np.clip(np.rint(display * 255), 0, 255).astype(np.uint8)
+    display = _DISPLAY[(film * (len(_DISPLAY) - 1)).astype(np.int32)]
+    display += rng.standard_normal(display.shape, np.float32) * np.float32(rng.uniform(0.3, 1.5))
+    return np.clip(np.rint(display), 0, 255).astype(np.uint8)
+
+
+def _display_curve():
+    light = np.linspace(0, 1, 8192)
+    return (255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)).astype(np.float32)
+
+
+_DISPLAY = _display_curve()  # sRGB by table: a power a pixel costs more than a ray

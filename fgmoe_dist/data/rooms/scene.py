@@ -7,6 +7,7 @@ Shapes: T triangles.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -108,7 +109,7 @@ class Room:
 
     def against(self, thing: Thing, wall=None, middle=None, gap=0.0, clear=0.0, tries=14):
         """Put a thing with its back to a wall (any that has room); `clear` metres before it stay free. Or None."""
-        low, high = thing.shape.bounds()
+        low, high = thing.shape.bounds
         for _ in range(tries if middle is None else 1):
             turn, foot, length = self.wall_frame(self.rng.integers(4) if wall is None else wall)
             reach = length / 2 - max(-low[0], high[0]) - 0.02
@@ -140,7 +141,7 @@ class Room:
         if base is None or not base.thing.tops:
             return None
         x0, x1, y0, y1, z = base.thing.tops[0]
-        low, high = thing.shape.bounds()
+        low, high = thing.shape.bounds
         need = max(high[0] - low[0], high[1] - low[1]) / 2
         for _ in range(tries):
             spot = np.array([self.rng.uniform(x0, x1), self.rng.uniform(y0, y1)])
@@ -283,7 +284,7 @@ class Room:
 def _around(length, height, holes):
     """Quads (corner, edge, edge) that fill a wall around rectangular holes, in the wall's frame."""
     edges = sorted({-length / 2, length / 2, *(m + s * w / 2 for m, w, _, _ in holes for s in (-1, 1))})
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
+    for left, right in pairwise(edges):
         hole = next((h for h in holes if h[0] - h[1] / 2 <= (left + right) / 2 <= h[0] + h[1] / 2), None)
         spans = [(0, height)] if hole is None else [(0, hole[2]), (hole[2] + hole[3], height)]
         for low, high in spans:
@@ -292,7 +293,7 @@ def _around(length, height, holes):
 
 def _material(painter: Painter, placed, slot: str) -> int:
     look, glow = painter.rng, placed.brightness
-    extent = np.ptp(placed.thing.shape.bounds(), axis=0)
+    extent = np.ptp(placed.thing.shape.bounds, axis=0)
     if slot in ("skin", "hair", "lips", "eyes"):
         return painter.warm()
     if slot == "art":

@@ -7,6 +7,7 @@ browns that wood and cloth use too.
 Shapes: P patterns, S the side of a pattern in texels, M materials, N points. Colours are linear RGB in 0..1.
 """
 
+from colorsys import hsv_to_rgb as _rgb
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +18,9 @@ _TEXELS = sum((SIDE >> level) ** 2 for level in range(_LEVELS))
 _OFFSETS = np.cumsum([0] + [(SIDE >> level) ** 2 for level in range(_LEVELS - 1)])
 
 
-def linear(srgb):
-    """Display values in 0..1 to light."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((np.maximum(srgb, 0) + 0.055) / 1.055) ** 2.4)
-
-
 def _hsv(hue, saturation, value):
-    k = (np.array([5.0, 3.0, 1.0]) + hue * 6) % 6
-    return value * (1 - saturation * np.clip(np.minimum(k, 4 - k), 0, 1))
+    """Display hue, saturation and value to linear light."""
+    return np.array([s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in _rgb(hue, saturation, value)])
 
 
 class Palette:
@@ -36,24 +32,26 @@ class Palette:
 
     def warm(self):
         """A wood, leather or skin brown, from nearly black to pale."""
-        rng = self.rng
-        return linear(_hsv(rng.uniform(0.035, 0.11), rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.92)))
+        hue, saturation, value = self.rng.random(3)
+        return _hsv(0.035 + 0.075 * hue, 0.2 + 0.4 * saturation, 0.2 + 0.72 * value)
 
     def colour(self):
         """Any colour of the scene."""
-        rng = self.rng
-        family = rng.choice(3, p=(0.52, 0.33, 0.15))
-        if family == 1:
+        family, hue, saturation, value = self.rng.random(4)
+        if family < 0.33:
             return self.warm()
-        if family == 0:
-            return linear(_hsv(rng.uniform(0, 1), rng.uniform(0, 0.13), rng.uniform(0.3, 0.96)))
-        hue = (rng.choice(self.hues) + rng.normal(0, 0.02)) % 1
-        return linear(_hsv(hue, rng.uniform(0.15, 0.6), rng.uniform(0.3, 0.85)))
+        if family < 0.86:
+            return _hsv(hue, 0.13 * saturation, 0.3 + 0.66 * value)
+        return _hsv(
+            (self.hues[int(hue * 2)] + 0.04 * (hue * 2 % 1) - 0.02) % 1, 0.15 + 0.38 * saturation, 0.3 + 0.55 * value
+        )
 
     def companion(self, colour, contrast):
         """A colour that goes with another: lighter or darker, a little of a third one in it."""
-        gain = np.exp(self.rng.choice((-1, 1)) * contrast * self.rng.uniform(0.5, 1.5))
-        return np.clip(colour * gain * (1 - contrast * 0.3) + self.colour() * contrast * 0.3, 0.005, 0.9)
+        side, much = self.rng.random(2)
+        gain = np.exp((-contrast if side < 0.5 else contrast) * (0.5 + much))
+        mixed = colour * (gain * (1 - contrast * 0.3)) + self.colour() * (contrast * 0.3)
+        return np.minimum(np.maximum(mixed, 0.005), 0.9)
 
 
 # ---------------------------------------------------------------------------------------------------------- patterns
@@ -71,7 +69,7 @@ def _clouds(rng, slope=1.4):
 
 
 def _plain(rng, noise):
-    return 0.5 + 0.12 * noise
+    return 0.5 + 0.07 * noise
 
 
 def _grain(rng, noise, rings=None):
@@ -223,8 +221,8 @@ class Painter:
         colour = self.palette.colour()
         contrast = rng.uniform(0.1, 0.9) if loud else rng.uniform(0.02, 0.35)
         ends = self.palette.companion(colour, contrast), self.palette.companion(colour, contrast)
-        repeat = np.exp(rng.uniform(np.log(0.5), np.log(2.5))) * np.ones(2)
-        gloss = rng.choice((0.0, 0.03, 0.06), p=(0.5, 0.25, 0.25)) * may_shine
+        repeat = 0.5 * 5 ** rng.random() * np.ones(2)
+        gloss = (0.0, 0.0, 0.03, 0.06)[rng.integers(4)] * may_shine
         return self._row(pattern, repeat, np.stack([ends[0], (ends[0] + ends[1]) / 2, ends[1]]), emission, gloss)
 
     def warm(self) -> int:
