@@ -34,7 +34,7 @@ class RunRecord:
     tags: Mapping[str, str] = field(default_factory=dict)
     scores: Scores = field(default_factory=dict)  # of the last evaluation
     step: int | None = None  # of the last evaluation
-    model: Mapping[str, float] = field(default_factory=dict)  # parameters_total, parameters_trained, ...
+    model: Mapping[str, float] = field(default_factory=dict)  # total, trained, ...
     images_per_second: float | None = None  # median over the run
 
 
@@ -130,12 +130,12 @@ def compare(records: Sequence[RunRecord], every_metric: bool = False) -> list[Ro
     rows.append(Row("run", "evaluated at step", tuple(_text(record.step) for record in records)))
     rows += _differing("setting", [record.settings for record in records], OWN_SETTINGS)
     tags = [{key: record.tags.get(key, "-") for key in PLACE_TAGS} for record in records]
+    for found in tags:
+        found["git_commit"] = found["git_commit"][:10]
     rows += _differing("place", tags, ())
     rows += _score_rows(records, every_metric)
     sizes = dict.fromkeys(key for record in records for key in record.model)
-    rows += [
-        Row("model", key.replace("_", " "), tuple(_text(record.model.get(key)) for record in records)) for key in sizes
-    ]
+    rows += [Row("parameters", key, tuple(_text(record.model.get(key)) for record in records)) for key in sizes]
     rates = [record.images_per_second for record in records]
     rows.append(Row("speed", "images per second", tuple(_text(rate) for rate in rates), _best(rates, lower=False)))
     return rows

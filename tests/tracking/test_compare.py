@@ -9,7 +9,7 @@ from fgmoe_dist.tracking.mlflow_run import MLflowRun
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.verbs import compare as verb
 
-MODEL = {"parameters_total": 1234567, "parameters_trained": 4321}
+MODEL = {"total": 1234567, "trained": 4321}
 
 
 def make(path, top_k=4, rmse=0.5, status="FINISHED"):
@@ -40,7 +40,7 @@ def test_folders_are_read_and_only_differences_shown(tmp_path):
     assert "experts.split" not in found and "run.name" not in found and "world" not in found
     assert found["depth rmse (lower is better)"] == ("0.5", "0.25")
     assert found["images per second"] == ("8", "8")
-    assert found["parameters total"] == ("1,234,567", "1,234,567")
+    assert found["total"] == ("1,234,567", "1,234,567")
     assert found["evaluated at step"] == ("30", "30")
     assert next(row for row in rows if row.name.startswith("depth")).best == {1}
     assert len(read_folders([tmp_path], unfinished=True)) == 3
