@@ -301,7 +301,7 @@ def test_counts_are_summed_over_images_before_f():
     best = (2 * precision * recall / np.maximum(precision + recall, 1e-9)).max()
     scores = meter.compute()
     assert scores["odsF"] == pytest.approx(100 * best)
-    # Above 100 / 255 only the strong image predicts, and all it predicts is right; 0.4 also cuts three fading rows an end.
+    # Above 100 / 255 only the strong image predicts, all of it right; 0.4 also cuts three fading rows at each end.
     assert scores["odsF"] == pytest.approx(100 * 2 * 54 / (54 + 120))
     assert meter.details()["threshold"] > 100 / 255
 

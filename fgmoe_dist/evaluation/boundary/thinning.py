@@ -46,20 +46,22 @@ def thin(map_HW: np.ndarray) -> np.ndarray:
     offsets = np.array([dy * padded.shape[1] + dx for dy, dx in _NEIGHBOURS])
     bits = (1 << np.arange(8)).astype(np.uint8)
 
+    slot = np.empty(len(flat), np.int32)
     everything = np.flatnonzero(flat)
     pending = [everything, everything]  # pixels to look at in each half pass
     half = 0
     while len(pending[0]) or len(pending[1]):
-        pixels = pending[half]
+        pixels = pending[half][flat[pending[half]]]
+        order = np.arange(len(pixels), dtype=np.int32)
+        slot[pixels] = order  # a pixel listed twice keeps its last place only; cheaper than sorting
+        pixels = pixels[slot[pixels] == order]
         code = np.zeros(len(pixels), np.uint8)
         for offset, bit in zip(offsets, bits):
             code |= flat[pixels + offset] * bit
         gone = pixels[_DELETABLE[half][code]]
         flat[gone] = False
         touched = (gone[:, None] + offsets).ravel()
-        touched = np.unique(touched[flat[touched]])
-        other = pending[1 - half]
         pending[half] = touched
-        pending[1 - half] = np.union1d(other[flat[other]], touched) if len(touched) else other[flat[other]]
+        pending[1 - half] = np.concatenate([pending[1 - half], touched])
         half = 1 - half
     return padded[1:-1, 1:-1]
