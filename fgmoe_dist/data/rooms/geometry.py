@@ -65,6 +65,14 @@ class Triangles:
         points = self.vertex_T33.reshape(-1, 3)
         return np.stack([points.min(0), points.max(0)])
 
+    @functools.cached_property
+    def outline(self) -> np.ndarray:
+        """A few points that span the solid seen from above, whichever way it is turned, and its height. `[18, 3]`"""
+        points = self.vertex_T33.reshape(-1, 3)
+        angle = np.arange(16) * np.pi / 8
+        far = (points[:, :1] * np.cos(angle) + points[:, 1:2] * np.sin(angle)).argmax(0)
+        return points[[*far, points[:, 2].argmin(), points[:, 2].argmax()]]
+
 
 @dataclass
 class Solid:

@@ -118,7 +118,7 @@ class Renderer:
         radiance_HW3 = _smooth_outlines(self, camera, view, radiance_N3.reshape(*size, 3))
         return _develop(radiance_HW3, rng)
 
-    def _direct(self, point_N3, normal_N3, sample_N) -> np.ndarray:
+    def _direct(self, point_N3, normal_N3, sample_N, shadows=True) -> np.ndarray:
         """Irradiance from the lights, divided by pi as all light here is. `[N, 3]`"""
         total_N3 = np.zeros_like(point_N3)
         start_N3 = point_N3 + normal_N3 * np.float32(_LIFT)
@@ -135,8 +135,9 @@ class Renderer:
             if not light.distant:
                 gain_N /= np.maximum(square_N, 0.05)
             lit = np.flatnonzero(gain_N > 1e-4)
-            reach = None if light.distant else np.full(len(lit), 0.999, np.float32)
-            lit = lit[~self.tracer.blocked(start_N3[lit], way_N3[lit], reach)]
+            if shadows or light.distant:
+                reach = None if light.distant else np.full(len(lit), 0.999, np.float32)
+                lit = lit[~self.tracer.blocked(start_N3[lit], way_N3[lit], reach)]
             total_N3[lit] += gain_N[lit, None] * np.float32(light.power)
         return total_N3
 
@@ -158,7 +159,7 @@ class Renderer:
         light_N3[pick] = self._glimpse(surface.point_N3[pick], normal_N3, direction_N3, sample_N)
         return _within_patches(light_N3, patch_HW, range(-8, 8), chosen_HW)
 
-    def _glimpse(self, point_N3, normal_N3, direction_N3, sample_N, pixel_angle=None):
+    def _glimpse(self, point_N3, normal_N3, direction_N3, sample_N, pixel_angle=None, shadows=True):
         """Radiance met along directions. `[N, 3]`
 
         For reflections in texture detail, given the angle of a pixel. Else for lighting: in mean colours, and without
@@ -170,7 +171,7 @@ class Renderer:
         distance_N = np.where(missed_N, 0, hits.distance_N)
         met_N3 = point_N3 + distance_N[:, None] * direction_N3
         met = self._surface(hits, triangle_N, met_N3, direction_N3, distance_N * (pixel_angle or 0))
-        light_N3 = self._direct(met.point_N3, met.normal_N3, sample_N) + np.float32(self._ambient())
+        light_N3 = self._direct(met.point_N3, met.normal_N3, sample_N, shadows) + np.float32(self._ambient())
         if pixel_angle is None:
             # A few paths that end right beside a lamp would show as sparks.
             light_N3 = np.minimum(light_N3, 2.5 * np.float32(self._ambient()))
@@ -185,7 +186,7 @@ class Renderer:
         return _AMBIENT * sum(light.power * (0.3 if light.distant else 1.0) for light in self.scene.lights)
 
     def _add_reflections(self, radiance_N3, surface, camera, sample_N, patch_HW):
-        """Mirrors and sheen, in place. Sheen is filtered as light is, which also makes it a little rough."""
+        """Mirrors and sheen, in place. Sheen is too faint for shadows, and filtered as light is, so a little rough."""
         gloss_N = self.scene.paint.gloss_M[surface.material_N]
         for pick, copies in ((np.flatnonzero(gloss_N >= 0.5), 4), (np.flatnonzero((gloss_N > 0) & (gloss_N < 0.5)), 1)):
             if len(pick) == 0:
@@ -199,7 +200,7 @@ class Renderer:
             share_N1 = gloss_N1 + np.maximum(0.4 - gloss_N1, 0) * np.clip(1 - cosine_N[:, None], 0, 1) ** 5
             direction_N3 = ray_N3 + 2 * cosine_N[:, None] * normal_N3
             seen_N3 = sum(
-                self._glimpse(point_N3, normal_N3, direction_N3, sample_N[pick] + 4 * copy, 1 / 300)
+                self._glimpse(point_N3, normal_N3, direction_N3, sample_N[pick] + 4 * copy, 1 / 300, copies > 1)
                 for copy in range(copies)
             )
             if copies == 1:

@@ -104,7 +104,7 @@ class Room:
     @staticmethod
     def _box(thing, turn, at):
         """The box a placed thing fills. `[2, 3]`"""
-        points = thing.shape.vertex_T33.reshape(-1, 3) @ turn.T + at
+        points = thing.shape.outline @ turn.T + at
         return np.stack([points.min(0), points.max(0)])
 
     def against(self, thing: Thing, wall=None, middle=None, gap=0.0, clear=0.0, tries=14):
@@ -200,7 +200,7 @@ class Room:
             blur = look.uniform(0.01, 0.05)
             across = np.cross(towards, (0, 0, 1.0))
             up = np.cross(across, towards)
-            self.lights.append(Light(towards, across * blur, up * blur, colour * look.uniform(3, 7), distant=True))
+            self.lights.append(Light(towards, across * blur, up * blur, colour * look.uniform(2, 5), distant=True))
 
     def lamps(self):
         """Switch lamps on: at most two, and one at least when the sun does not shine in."""
@@ -303,5 +303,5 @@ def _material(painter: Painter, placed, slot: str) -> int:
     if slot == "mirror":
         return painter.mirror()
     if slot == "pane":
-        return painter.sky(extent[2], glow)
+        return painter.sky(extent[2], 0.5 * glow)  # as seen; a camera would have to choose
     return painter.any(emission=glow if slot == "shade" else 0.0, may_shine=slot in _SHINY)

@@ -10,6 +10,8 @@ import io
 import json
 import multiprocessing
 import os
+import struct
+import zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from fgmoe_dist.progress import track
 
 LAYOUTS = ("nyud", "pascal")
 _MANIFEST = "rooms.json"
+_BESIDE = ".unfinished"
 _GENERATOR = 1  # raise it when the same seed no longer gives the same bytes
 
 
@@ -90,7 +93,10 @@ def _claim(root, wanted):
     """Make sure that `root` is empty or holds the beginning of this very set, and say so in its manifest."""
     manifest, content = root / _MANIFEST, json.dumps(asdict(wanted), indent=1).encode() + b"\n"
     if manifest.exists():
-        if manifest.read_bytes() != content:
+        if manifest.read_bytes() == content:
+            for leftover in root.rglob(f".*{_BESIDE}"):  # of a run that was killed
+                leftover.unlink()
+        else:
             raise UserError(
                 f"{root} holds other rooms ({_difference(manifest, wanted)}): give another --out or delete it"
             )
@@ -257,16 +263,23 @@ def _npy(array):
 
 
 def _mat(variables):
+    """A MATLAB 5 file of one variable.
+
+    SciPy's own compression is as slow as the rendering of the masks, so the variable is compressed here, lightly. The
+    first 116 bytes are free text, in which SciPy writes the time of day.
+    """
     from scipy.io import savemat
 
+    assert len(variables) == 1
     stream_ = io.BytesIO()
-    savemat(stream_, variables, do_compression=True)
-    # The first 116 bytes are free text, in which SciPy writes the time of day.
-    return b"MATLAB 5.0 MAT-file, written by fgmoe rooms".ljust(116) + stream_.getvalue()[116:]
+    savemat(stream_, variables)
+    header, variable = stream_.getvalue()[116:128], zlib.compress(stream_.getvalue()[128:], 1)
+    tag = struct.pack("=II", 15, len(variable))  # miCOMPRESSED, in the byte order that the header declares
+    return b"MATLAB 5.0 MAT-file, written by fgmoe rooms".ljust(116) + header + tag + variable
 
 
 def _save(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}{_BESIDE}")
     beside.write_bytes(content)
     beside.replace(path)
