@@ -1,6 +1,7 @@
 """Every stage of the boundary score against an independent, slower way to compute it."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,35 +14,14 @@ from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bip
 from skimage.morphology import thin as skimage_thin
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.evaluation.boundary.bench import run as run_bench
+from fgmoe_dist.evaluation.boundary.bench import scene
 from fgmoe_dist.evaluation.boundary.counts import THRESHOLDS_T, boundary_counts, thinned_levels
 from fgmoe_dist.evaluation.boundary.curve import average_precision, f_measure, precision_recall
 from fgmoe_dist.evaluation.boundary.matching import Matcher
 from fgmoe_dist.evaluation.boundary.meter import BoundaryMeter
 from fgmoe_dist.evaluation.boundary.nms import suppress_non_maxima
 from fgmoe_dist.evaluation.boundary.thinning import thin
-
-
-def scene(height, width, seed):
-    """(uint8 prediction, bool truth): warped regions, their outline blurred, displaced and drowned in smooth noise."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-
-    def bend(size):
-        return size * 8 * ndimage.gaussian_filter(rng.normal(size=(height, width)), 6)
-
-    warped_y, warped_x = y + bend(4), x + bend(4)
-    centres = rng.uniform(0, 1, (12, 2)) * [height, width]
-    region = np.argmin((warped_y[..., None] - centres[:, 0]) ** 2 + (warped_x[..., None] - centres[:, 1]) ** 2, -1)
-    edge = np.zeros((height, width), bool)
-    edge[:, :-1] |= region[:, :-1] != region[:, 1:]
-    edge[:-1] |= region[:-1] != region[1:]
-    truth = skimage_thin(edge)
-    distance = ndimage.distance_transform_edt(~truth)
-    distance = ndimage.map_coordinates(distance, [y + bend(2), x + bend(2)], order=1, mode="nearest")
-    noise = 4 * ndimage.gaussian_filter(rng.normal(size=(height, width)), 2)
-    logit = 6 * np.exp(-((distance / 3) ** 2)) - 3.5 + noise
-    return (255 / (1 + np.exp(-logit))).astype(np.uint8), truth
-
 
 # ---- thinning ----
 
@@ -339,3 +319,9 @@ def test_an_image_without_boundaries_only_costs_precision():
 def test_a_radius_in_pixels_is_refused(max_dist):
     with pytest.raises(UserError, match="share of the image diagonal"):
         BoundaryMeter(max_dist)
+
+
+def test_the_bench_says_that_both_ways_agree(capsys):
+    figures = run_bench(SimpleNamespace(size="80x100", images=1, max_dist=0.02, every=12))
+    assert figures["largest_difference_in_matched_pixels"] == 0
+    assert "101 thresholds" in capsys.readouterr().out

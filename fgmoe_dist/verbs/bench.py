@@ -1,0 +1,27 @@
+"""Time one part of the system beside the usual way to do the same."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+# Each module offers `add_arguments(parser)` and `run(args) -> figures`.
+BENCHES = {
+    "boundary": ("fgmoe_dist.evaluation.boundary.bench", "boundary scoring of an image at 101 thresholds"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    benches = parser.add_subparsers(dest="bench", required=True, metavar=" | ".join(BENCHES))
+    for name, (module, what) in BENCHES.items():
+        one = benches.add_parser(name, help=what, description=what)
+        importlib.import_module(module).add_arguments(one)
+        one.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+
+
+def run(args: argparse.Namespace) -> None:
+    figures = importlib.import_module(BENCHES[args.bench][0]).run(args)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
