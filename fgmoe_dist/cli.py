@@ -19,6 +19,7 @@ VERBS = {
     "score": "score saved predictions, anyone's",
     "predict": "predict on images, with a picture panel each",
     "compare": "compare runs side by side",
+    "bench": "time a part beside the usual way to compute it",
 }
 
 

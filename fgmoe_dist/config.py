@@ -7,7 +7,6 @@ collected and reported at once; an unknown key is refused with the nearest known
 from __future__ import annotations
 
 import difflib
-import math
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -20,7 +19,7 @@ TaskName = Literal["semseg", "human_parts", "sal", "normals", "depth", "edge"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -40,6 +39,7 @@ class Data(Section):
         True, description="scale, crop, flip and photometric distortion; off: centred padding or crop only"
     )
     scale_range: tuple[float, float] = Field((0.5, 2.0), description="random scale of the training crop")
+    max_bad_samples: int = Field(0, ge=0, description="unreadable samples a rank passes over, with a warning each")
 
 
 class Encoder(Section):
@@ -245,8 +245,11 @@ def _conflicts(config: Config) -> list[str]:
         )
     if experts.backend == "fairscale" and config.train.precision != "fp32":
         found.append("experts.backend=fairscale computes in fp32 only; set train.precision=fp32")
-    if math.prod(config.data.image_size) <= 0:
+    if min(config.data.image_size) <= 0:
         found.append(f"data.image_size={list(config.data.image_size)}: both sides must be positive")
+    lowest, highest = config.data.scale_range
+    if not 0 < lowest <= highest:
+        found.append(f"data.scale_range={[lowest, highest]}: give [lowest, highest], both positive")
     return found
 
 
@@ -263,6 +266,8 @@ def _read_inheriting(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a {type(values).__name__}, not a mapping of sections")
     parent = values.pop("inherits", None)
+    if not isinstance(parent, (str, type(None))):
+        raise UserError(f"{path}: inherits={parent!r}; name one file, relative to this one")
     return _merge(_read_inheriting(path.parent / parent, (*seen, path)), values) if parent else values
 
 

@@ -77,7 +77,7 @@ def exit_with_error(error: BaseException) -> None:
     `os._exit`, because a failed rank's background threads may hang in a collective and keep the process alive.
     """
     if isinstance(error, UserError):
-        if int(os.environ.get("RANK", 0)) == 0:
+        if _is_first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr)
         code = 2
     elif isinstance(error, Terminated):
@@ -88,6 +88,16 @@ def exit_with_error(error: BaseException) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _is_first_to_say(message: str) -> bool:
+    """One rank says what all of them met, a damaged configuration, and whichever met it what one did, a bad shard."""
+    if not dist.is_initialized():
+        return int(os.environ.get("RANK", 0)) == 0
+    try:
+        return dist.distributed_c10d._get_default_store().add(f"fgmoe error: {message}", 1) == 1
+    except RuntimeError:  # the store's rank is gone, and spoke before it went
+        return False
 
 
 def _terminate(signum, frame):

@@ -30,6 +30,7 @@ def evaluate(
     ranks: Ranks,
     *,
     workers: int = 0,
+    max_bad_samples: int = 0,
     constants: Optional[dict[str, ConstantBaseline]] = None,
     pictures: int = 0,
     pictures_folder: Optional[Path] = None,
@@ -50,7 +51,13 @@ def evaluate(
     classes = {name: shards.classes[name] for name in names if name in shards.classes}
     first, count = ranks.rank * shards.samples // ranks.world, -(-shards.samples // ranks.world)
     samples = evaluation_samples(
-        shards, names, rank=ranks.rank, world=ranks.world, workers=workers, transform=transform
+        shards,
+        names,
+        rank=ranks.rank,
+        world=ranks.world,
+        workers=workers,
+        transform=transform,
+        max_bad_samples=max_bad_samples,
     )
     samples, count = islice(samples, limit), min(count, limit or count)
     in_step = _in_step(samples, transform.size_hw, ranks.device)
@@ -66,7 +73,7 @@ def evaluate(
         for constant in constants.values():
             constant.update(sample)
         if pictures_folder and _is_pictured(index, shards.samples, pictures):
-            panel(sample["image"], cropped, sample, classes, pictures_folder / f"{sample['id']}.png")
+            panel(sample["image"], cropped, sample, classes, pictures_folder / f"{sample['id']}.png", sample["id"])
         if predictions_folder:
             save_predictions(predictions_folder, sample["id"], cropped)
     _add_over_ranks([*meters.values(), *constants.values()], ranks.device)

@@ -10,7 +10,7 @@ Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selecte
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,7 @@ class Routing:
     balance: BalanceTerms
 
 
-@dataclass(frozen=True)
-class BalanceTerms:
+class BalanceTerms(NamedTuple):
     """The sums of one block from which its balance losses are made, once the load of all ranks is known."""
 
     load_TE: Tensor  # tokens that chose each expert, here

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fgmoe_dist.config import Experts
 from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
 from fgmoe_dist.experts.layer import create_routed_experts
-from fgmoe_dist.experts.router import BalanceTerms
 
 
 class FGMoEBlock(nn.Module):
@@ -34,7 +33,8 @@ class FGMoEBlock(nn.Module):
         if config.global_experts:
             self.global_experts = GlobalExperts(tasks, channels, config.hidden, config.global_experts, *identity)
 
-    def forward(self, u_TNC: Tensor, a_NC: Tensor) -> tuple[Tensor, BalanceTerms]:
+    def forward(self, u_TNC: Tensor, a_NC: Tensor) -> tuple[Tensor, ...]:
+        """`h_TNC` and the `BalanceTerms`, side by side: activation checkpointing gives gradients to bare tensors only."""
         x_TNC = self.norm(u_TNC)
         h_TNC = u_TNC
         journey = self.routed.dispatch(x_TNC)
@@ -43,4 +43,4 @@ class FGMoEBlock(nn.Module):
         self.routed.compute(journey)
         if self.global_experts is not None:  # while their sums travel back
             h_TNC = h_TNC + self.global_experts(self.global_norm(a_NC))
-        return h_TNC + self.routed.combine(journey), journey.routing.balance
+        return h_TNC + self.routed.combine(journey), *journey.routing.balance

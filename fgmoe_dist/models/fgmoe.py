@@ -55,8 +55,8 @@ class FGMoE(nn.Module):
         u_TBChw = torch.stack([mixer(own) for mixer, own in zip(self.mixers, own_TBChw)])
         u_TNC, a_NC, balance = _to_tokens(u_TBChw), _to_tokens(a_BChw), []
         for block in self.blocks:
-            u_TNC, terms = block(u_TNC, a_NC)
-            balance.append(terms)
+            u_TNC, *terms = block(u_TNC, a_NC)
+            balance.append(BalanceTerms(*terms))
         features = u_TNC.unflatten(1, (len(a_BChw), *grid_hw)).permute(0, 1, 4, 2, 3)
         predictions = {task.name: head(x, size_hw) for task, head, x in zip(self.tasks, self.heads, features)}
         return Output(predictions, balance)
@@ -78,7 +78,7 @@ def balance_losses(balance: list[BalanceTerms]) -> tuple[Tensor, Tensor, Tensor]
 
     The load is summed over all ranks in one small exchange, so that the loss is that of the whole batch.
     """
-    load = torch.stack([terms.load_TE for terms in balance])
+    load = torch.stack([terms.load_TE for terms in balance]).detach()
     if dist.is_initialized():
         dist.all_reduce(load)
     balance_loss = torch.stack([terms.loss(load_TE) for terms, load_TE in zip(balance, load)]).mean()

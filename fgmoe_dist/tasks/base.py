@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgmoe_dist.evaluation.meters import Meter
+from fgmoe_dist.evaluation.meter import Meter
 
 IGNORE = 255
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from typing import Optional
 
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from fgmoe_dist.evaluation.constant import constant_baselines
 from fgmoe_dist.evaluation.evaluate import Scores, evaluate
+from fgmoe_dist.evaluation.table import print_scores
 from fgmoe_dist.progress import clock
 from fgmoe_dist.tasks import Task
 from fgmoe_dist.tracking.mlflow_run import NoRun
@@ -55,7 +53,7 @@ class Reporter:
         pictures = self.folder.pictures(step)
         scores = evaluate(
             trainer.model, trainer.val_shards, trainer.eval_transform, trainer.ranks,
-            workers=trainer.config.data.workers, constants=constants,
+            workers=trainer.config.data.workers, max_bad_samples=trainer.config.data.max_bad_samples, constants=constants,
             pictures=trainer.config.train.pictures, pictures_folder=pictures,
         )  # fmt: skip
         self.last_scores = scores
@@ -64,15 +62,13 @@ class Reporter:
             path = self.folder.write_evaluation(step, scores)
             self.tracker.log_evaluation(step, scores)
             self.tracker.log_pictures(step, sorted(pictures.glob("*.png")))
-            Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110).print(
-                score_table(trainer.tasks, scores, constant_scores, f"step {step}, {trainer.val_shards.samples} images")
-            )
+            title = f"step {step}, {trainer.val_shards.samples} images"
+            print_scores(trainer.tasks, scores, title, constant_scores)
             self.say(f"scores: {path}   pictures: {pictures}/")
         return run_score(trainer.tasks, scores)
 
     def finish(self) -> None:
         if self.trainer.ranks.is_first:
-            self.folder.update_about(status="FINISHED")
             self.say(f"run folder: {self.folder.path}   checkpoint: {self.folder.checkpoints}/")
             if look := self.tracker.where_to_look():
                 self.say(f"curves and pictures: {look}")
@@ -120,29 +116,6 @@ def run_score(tasks: list[Task], scores: Scores) -> float:
         for task in tasks
     ]
     return sum(signed) / len(signed)
-
-
-def score_table(tasks: list[Task], scores: Scores, constants: Scores, title: str) -> Table:
-    """Every metric of every task, the headline first, beside the best constant prediction's where known."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("task")
-    table.add_column("metric")
-    table.add_column("better")
-    table.add_column("model", justify="right")
-    if constants:
-        table.add_column("best constant", justify="right")
-    for task in tasks:
-        values = scores[task.name]
-        for name in sorted(values, key=lambda name: name != task.headline):
-            headline = name == task.headline
-            row = [task.name if headline else "", name]
-            row += ["lower" if task.lower_is_better else "higher"] if headline else [""]
-            row += [f"{values[name]:.4g}"]
-            if constants:
-                constant = constants.get(task.name, {}).get(name)
-                row += ["" if constant is None else f"{constant:.4g}"]
-            table.add_row(*row, style="bold" if headline else None)
-    return table
 
 
 def _memory_gib(device: torch.device) -> float:

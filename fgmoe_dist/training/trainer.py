@@ -66,7 +66,7 @@ class Trainer:
         return train_batches(
             self.train_shards, self.config.tasks, batch_size=train.batch_size, micro_batch_size=train.micro_batch_size,
             rank=self.ranks.rank, world=self.ranks.world, seed=self.config.run.seed, start_step=self.step,
-            workers=data.workers, transform=transform,
+            workers=data.workers, transform=transform, max_bad_samples=data.max_bad_samples,
         )  # fmt: skip
 
     def train_step(self) -> StepReport:

@@ -32,14 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     with process_group() as ranks:
-        from rich.console import Console
-
         from fgmoe_dist.data.augment import EvalTransform
         from fgmoe_dist.data.shardset import ShardSet
         from fgmoe_dist.evaluation.evaluate import evaluate
+        from fgmoe_dist.evaluation.table import print_scores
         from fgmoe_dist.tracking.run_folder import write_json
         from fgmoe_dist.training.checkpoint import load_model
-        from fgmoe_dist.training.report import score_table
 
         model, config, info = load_model(args.checkpoint)
         shards = ShardSet.open(args.shards or config.data.val)
@@ -55,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         )
         if ranks.is_first:
             title = f"step {info.step}, {shards.samples} images of {shards.dataset} {shards.split}"
-            Console().print(score_table(model.tasks, scores, {}, title))
+            print_scores(model.tasks, scores, title)
             if args.json:
                 write_json(args.json, scores)
                 print(f"scores: {args.json}")

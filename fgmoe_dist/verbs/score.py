@@ -40,14 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from rich.console import Console
 
     from fgmoe_dist.data.layouts import open_layout, read_id_list
     from fgmoe_dist.data.shardset import ShardSet
     from fgmoe_dist.evaluation.delta_m import delta_m
     from fgmoe_dist.evaluation.score import archive_parts, score, shard_parts
+    from fgmoe_dist.evaluation.table import print_scores
     from fgmoe_dist.tasks import create_tasks
-    from fgmoe_dist.training.report import score_table
 
     if args.root and not args.dataset:
         raise UserError("--root needs --dataset nyud or --dataset pascal to say how it is laid out")
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     scored = score(parts, {task.name: task.meter() for task in tasks}, args.predictions, args.workers)
     scores = scored.scores()
     images = sum(len(part.ids) for part in parts)
-    Console().print(score_table(tasks, scores, {}, f"{images} images of {args.shards or args.root}"))
+    print_scores(tasks, scores, f"{images} images of {args.shards or args.root}")
     _write(args.json, scores)
     _write(args.details, scored.details())
     if baseline is not None:

