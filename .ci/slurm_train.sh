@@ -103,17 +103,17 @@ assert not (run / "stop").exists(), f"{run}: the stop file is still there"
 PYTHON
 }
 
-# same_losses NAME NAME: step by step, to 1e-5
+# same_losses NAME NAME [TOLERANCE]: step by step, relative
 same_losses() {
-    "$PYTHON" - "$work/runs/$1" "$work/runs/$2" <<'PYTHON'
+    "$PYTHON" - "$work/runs/$1" "$work/runs/$2" "${3:-1e-5}" <<'PYTHON'
 import json, pathlib, sys
 
-runs = [pathlib.Path(path) for path in sys.argv[1:]]
+runs, tolerance = [pathlib.Path(path) for path in sys.argv[1:3]], float(sys.argv[3])
 lines = [(run / "metrics.jsonl").read_text().splitlines() for run in runs]
 a, b = ([json.loads(line)["loss"] for line in of_run] for of_run in lines)
 worst = max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))
 print(f"   {runs[0].name} and {runs[1].name}: losses differ by at most {worst:.1e}")
-assert worst < 1e-5, (a, b)
+assert worst < tolerance, (a, b)
 PYTHON
 }
 
@@ -133,7 +133,8 @@ train_everywhere() {
     NPROC=2 launchers/deepspeed.sh "${arguments[@]}" >"$work/logs/deepspeed2.out" 2>&1
     same_losses srun2 torchrun2
     same_losses srun2 deepspeed2
-    same_losses srun2 srun4
+    # Other ranks see the same images; only the balance loss, taken over the tokens computed together, is another.
+    same_losses srun2 srun4 1e-3
 }
 
 stop_and_requeue() {

@@ -401,7 +401,7 @@ def test_build_shards_builds_both_splits_where_it_is_told(job):
     assert process.wait(30) == 0
     common = "-m fgmoe_dist.cli shards build --dataset nyud --root /archives/NYU v2"
     assert job.calls() == [
-        f"{common} --split {split} --out shards/built/nyud/{split} --workers 3 --samples-per-shard 4"
+        f"{common} --split {split} --out data/nyud/shards/{split} --workers 3 --samples-per-shard 4"
         for split in ("train", "val")
     ]
 
