@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 BIN=${BIN:-.venv/bin}
 TRAIN=${TRAIN:-320} VAL=${VAL:-60} RANKS=${RANKS:-2}
+RUN=runs/demo
+for setting in "$@"; do [[ $setting != run.dir=* ]] || RUN=${setting#run.dir=}; done
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
@@ -22,18 +24,18 @@ NPROC=$RANKS launchers/torchrun.sh --config configs/demo.yaml "$@"
 
 step "4/5  predicting on a photograph: a motorcycle in a workshop, from scikit-image"
 photograph=$("$BIN/python" -c 'import skimage; print(skimage.__path__[0] + "/data/motorcycle_left.png")')
-"$BIN/fgmoe" predict --checkpoint runs/demo --input "$photograph" --output runs/demo/predictions
+"$BIN/fgmoe" predict --checkpoint "$RUN" --input "$photograph" --output "$RUN/predictions"
 
 step "5/5  comparing the runs so far"
-"$BIN/fgmoe" compare runs/demo
+"$BIN/fgmoe" compare runs
 
 cat <<END
 
-Look at   runs/demo/pictures/             panels of validation images, prediction above truth
-          runs/demo/predictions/          the same for a photograph outside the data set
-          runs/demo/metrics.jsonl         every logged step; runs/demo/eval/ has the scores
+Look at   $RUN/pictures/              panels of validation images, prediction above truth
+          $RUN/predictions/panels/    the same for a photograph outside the data set
+          $RUN/metrics.jsonl, eval/   every logged step, every score
 Curves    $BIN/python -m mlflow ui --backend-store-uri sqlite:///$PWD/runs/mlflow.db
-Next      $BIN/fgmoe predict --checkpoint runs/demo --input YOUR_PHOTO.jpg --output predictions
-          make demo SETTINGS="run.dir=runs/top2 run.name=top2 experts.top_k=2"
-          $BIN/fgmoe compare runs/demo runs/top2
+Next      $BIN/fgmoe predict --checkpoint $RUN --input YOUR_PHOTO.jpg --output predictions
+          make demo SETTINGS="run.dir=runs/top2 run.name=top2 experts.top_k=2"     then compare:
+          $BIN/fgmoe compare runs
 END
