@@ -101,7 +101,7 @@ class Experts(Section):
 
 
 class Train(Section):
-    steps: int = Field(40_000, ge=0, description="optimiser steps")
+    steps: int = Field(40_000, ge=1, description="optimiser steps")
     batch_size: int = Field(4, ge=1, description="images a step, over all ranks")
     micro_batch_size: int = Field(2, ge=1, description="images a rank computes at a time; the rest is accumulation")
     precision: Literal["fp32", "bf16"] = Field(

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ class Terminated(SystemExit):
 @contextmanager
 def process_group() -> Iterator[Ranks]:
     """Joins the ranks that the launcher started; leaves them on the way out, whatever happened."""
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it had to find out
     import deepspeed
 
     _prepare_deepspeed()
@@ -52,13 +56,11 @@ def process_group() -> Iterator[Ranks]:
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
         )
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
-    else:
+        _take_gpu(local_rank)
+    elif os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 where nobody has chosen
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))
-        if "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] == "1":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     signal.signal(signal.SIGTERM, _terminate)
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", timeout=TIMEOUT, verbose=False)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
@@ -72,16 +74,21 @@ def process_group() -> Iterator[Ranks]:
 
 
 def exit_with_error(error: BaseException) -> None:
-    """Ends this process as docs/contracts.md promises: 2 and one line for the user's mistake, else 1 and a traceback.
+    """Ends this process: code 2 and one line for the user's mistake; 1 and a traceback for anything unforeseen.
 
     `os._exit`, because a failed rank's background threads may hang in a collective and keep the process alive.
     """
+    rank = int(os.environ.get("RANK", 0))
     if isinstance(error, UserError):
-        if _is_first_to_say(str(error)):
-            print(f"error: {error}", file=sys.stderr)
+        if rank:
+            # A mistake that all ranks see is rank 0's to tell; by now the launcher has ended this one.
+            time.sleep(3)
+        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         code = 2
-    elif isinstance(error, Terminated):
-        code = 128 + signal.SIGTERM
+    elif isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+    elif isinstance(error, KeyboardInterrupt):
+        code = 128 + signal.SIGINT
     else:
         traceback.print_exception(type(error), error, error.__traceback__)
         code = 1
@@ -90,18 +97,18 @@ def exit_with_error(error: BaseException) -> None:
     os._exit(code)
 
 
-def _is_first_to_say(message: str) -> bool:
-    """One rank says what all of them met, a damaged configuration, and whichever met it what one did, a bad shard."""
-    if not dist.is_initialized():
-        return int(os.environ.get("RANK", 0)) == 0
-    try:
-        return dist.distributed_c10d._get_default_store().add(f"fgmoe error: {message}", 1) == 1
-    except RuntimeError:  # the store's rank is gone, and spoke before it went
-        return False
+def _take_gpu(local_rank: int) -> None:
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise UserError(
+            f"more processes than the {gpus} GPUs of this machine, and NCCL wants one each; start {gpus}, or set"
+            f" CUDA_VISIBLE_DEVICES= to run on CPUs"
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def _terminate(signum, frame):
-    raise Terminated
+    raise Terminated(128 + signum)
 
 
 def _free_port() -> int:
