@@ -132,12 +132,12 @@ stop() {
     [[ -d $DIR ]] || return 0
     local pid_file deadline=$((SECONDS + 20))
     if running "$DIR/slurmctld.pid"; then
-        squeue --noheader --format=%A | xargs --no-run-if-empty scancel
+        squeue --noheader --format=%A | xargs --no-run-if-empty scancel || true
         while [[ -n $(squeue --noheader) ]] && ((SECONDS < deadline)); do sleep 0.5; done
     fi
     for pid_file in "$DIR"/{fgmoe-n1,fgmoe-n2,slurmctld,munged}.pid; do
         running "$pid_file" || continue
-        kill "$(<"$pid_file")"
+        kill "$(<"$pid_file")" 2>/dev/null || true # it may just have ended by itself
         while running "$pid_file" && ((SECONDS < deadline)); do sleep 0.1; done
     done
     set_hosts without
