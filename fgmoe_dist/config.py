@@ -196,10 +196,11 @@ def check_world(config: Config, world: int) -> None:
     ep_size, train = config.parallel.ep_size, config.train
     if world % ep_size:
         problems.append(f"parallel.ep_size={ep_size} does not divide the {world} ranks started; start a multiple of it")
-    if train.batch_size % (train.micro_batch_size * world):
+    together = train.micro_batch_size * world
+    if train.batch_size % together:
         problems.append(
             f"train.batch_size={train.batch_size} is not a multiple of train.micro_batch_size={train.micro_batch_size}"
-            f" x {world} ranks; the nearest is {max(1, round(train.batch_size / train.micro_batch_size / world)) * train.micro_batch_size * world}"
+            f" x {world} ranks; the nearest is {max(1, round(train.batch_size / together)) * together}"
         )
     if problems:
         raise UserError(_list_problems("the ranks started do not fit", problems))
@@ -235,10 +236,8 @@ def _conflicts(config: Config) -> list[str]:
         found.append("experts.shared_gate=joint is one softmax; set experts.score=softmax")
     if experts.backend != "fused":
         for key, wanted in {"score": "softmax", "shared_gate": "none", "noise": 0.0, "kernel": "auto"}.items():
-            if getattr(experts, key) != wanted:
-                found.append(
-                    f"experts.{key}={getattr(experts, key)} needs experts.backend=fused; the stock layers have only {wanted}"
-                )
+            if (value := getattr(experts, key)) != wanted:
+                found.append(f"experts.{key}={value} needs experts.backend=fused; the stock layers have only {wanted}")
     if experts.backend == "fairscale" and (experts.top_k != 2 or not experts.renormalise):
         found.append(
             "experts.backend=fairscale has a renormalised top-2 gate only; set experts.top_k=2 experts.renormalise=true"

@@ -6,8 +6,8 @@ For task t with token u, the aggregated feature a of the same place, and u' = no
           + sum_{i in TopK} g_i FFN^t_i(u')         routed fine experts of the task, g = kept router scores
           + sum_g softmax(a W_t)_g FFN_g(norm(a))   global experts, by feature and task
 
-Each FFN is a fine expert: an MLP of hidden size H/m. The global experts, of hidden size H, read the one feature that all
-tasks share. What the paper leaves open (m, N, k, router, balance) is configuration.
+Each FFN is a fine expert: an MLP of hidden size H/m. The global experts, of hidden size H, read the one feature that
+all tasks share. What the paper leaves open (m, N, k, router, balance) is configuration.
 
 Legend: T tasks, N tokens (images x grid), C channels.
 """

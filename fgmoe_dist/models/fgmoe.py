@@ -86,7 +86,7 @@ def balance_losses(balance: list[BalanceTerms]) -> tuple[Tensor, Tensor, Tensor]
 
 
 def create_model(config: Config, info: DatasetInfo) -> FGMoE:
-    """The model that `config` describes for the data set `info`; the same weights on every rank and for every layout."""
+    """The model that `config` describes for the data set `info`; the same weights on every rank, for every layout."""
     _check_stride(config)
     torch.manual_seed(config.run.seed)
     tasks = create_tasks(config.tasks, info, config.train.edge_positive_weight)

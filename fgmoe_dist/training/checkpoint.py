@@ -4,7 +4,7 @@
 
     state.json                     step, configuration, data set, encoder, who wrote it
     decoder.safetensors            replicated parameters: NAME.weight, NAME.exp_avg, NAME.exp_avg_sq, fp32
-    experts-000-of-002.safetensors blocks.B.experts.TASK.EXPERT.WEIGHT.weight and its moments, one file a rank of the group
+    experts-000-of-002.safetensors blocks.B.experts.TASK.EXPERT.WEIGHT.weight and its moments, one file an expert rank
 
 It is written beside its final name and renamed; `latest` and `best` are small files that name a folder. The frozen
 encoder is not in it, only its name and checksum. safetensors holds no code, so nothing is executed on loading.
@@ -134,8 +134,8 @@ def load_model(path: Path) -> tuple[FGMoE, Config, CheckpointState]:
     model = create_model(config, state)
     if model.encoder.checksum != state.encoder_checksum:
         raise UserError(
-            f"checkpoint {checkpoint}: was trained on other encoder weights than encoder.weights={config.encoder.weights}"
-            f" gives here ({model.encoder.source}); install or download those it was trained on"
+            f"checkpoint {checkpoint}: was trained on other encoder weights than encoder.weights="
+            f"{config.encoder.weights} gives here ({model.encoder.source}); install or download those"
         )
     with _Reader(checkpoint) as reader, torch.no_grad():
         for name, parameter in _replicated(model):
@@ -152,7 +152,7 @@ def _as_fused(experts: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_checkpoint(path: Path) -> Optional[Path]:
-    """The checkpoint that `path` means: a checkpoint itself, a `checkpoints` folder, or a run folder. None if there is none."""
+    """The checkpoint that `path` means: one itself, a `checkpoints` folder, or a run folder. None if there is none."""
     for folder in (path, path / "checkpoints"):
         if (folder / "state.json").is_file():
             return folder
@@ -229,7 +229,7 @@ class _Reader:
         for path in sorted(self.checkpoint.glob("*.safetensors")):
             try:
                 file = safe_open(path, framework="pt", device="cpu")
-                self._where.update({key: file for key in file.keys()})
+                self._where.update({key: file for key in file.keys()})  # noqa: SIM118 - no dict, cannot be iterated
             except (SafetensorError, OSError) as error:
                 raise UserError(f"checkpoint {path}: is damaged ({error}); resume from an older one") from None
             self._files.append(file)

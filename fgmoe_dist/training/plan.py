@@ -53,16 +53,18 @@ def exchange_bytes(config: Config) -> dict[str, float]:
 def print_plan(trainer: Trainer) -> None:
     config, ranks, model = trainer.config, trainer.ranks, trainer.model
     counts, traffic = parameter_counts(model, config), exchange_bytes(config)
-    per_rank = config.experts.routed // config.parallel.ep_size
+    experts, parallel = config.experts, config.parallel
     accumulation = trainer.engine.gradient_accumulation_steps()
     epochs = config.train.steps * config.train.batch_size / trainer.train_shards.samples
     rows = [
         ("encoder", f"{config.encoder.name}, frozen, weights: {model.encoder.source}"),
-        ("parameters", f"{counts['total']:,} total, {counts['trained']:,} trained, {counts['active']:,} active per token"),
-        ("ranks", f"{ranks.world} on {ranks.device.type}; ep_size {config.parallel.ep_size},"
-                  f" {ranks.world // config.parallel.ep_size} copies of the experts; ZeRO {config.parallel.zero_stage}"),
-        ("experts", f"{config.experts.routed} routed a task and block ({per_rank} on each rank), {config.experts.top_k} a token,"
-                    f" {config.experts.shared} shared, {config.experts.global_experts} global; backend {config.experts.backend}"),
+        ("parameters", f"{counts['total']:,} total, {counts['trained']:,} trained,"
+                       f" {counts['active']:,} active per token"),
+        ("ranks", f"{ranks.world} on {ranks.device.type}; ep_size {parallel.ep_size},"
+                  f" {ranks.world // parallel.ep_size} copies of the experts; ZeRO {parallel.zero_stage}"),
+        ("experts", f"{experts.routed} routed a task and block ({experts.routed // parallel.ep_size} on each rank),"
+                    f" {experts.top_k} a token, {experts.shared} shared, {experts.global_experts} global;"
+                    f" backend {experts.backend}"),
         ("all-to-all", f"{_mib(traffic['out'])} out and {_mib(traffic['back'])} back a rank, block and micro-batch"
                        f" (x {config.decoder.blocks} blocks x {accumulation} micro-batches, and again in backward)"),
         ("data", f"{trainer.train_shards.samples} training images, {trainer.val_shards.samples} validation images"),
@@ -86,7 +88,8 @@ def dry_run(trainer: Trainer) -> None:
     if trainer.ranks.is_first:
         tasks = ", ".join(f"{task.name} {losses[task.name]:.4f}" for task in trainer.tasks)
         print(
-            f"one step: loss {losses['total']:.4f} ({tasks}), gradient norm {report.grad_norm:.4f}, {report.seconds:.2f} s"
+            f"one step: loss {losses['total']:.4f} ({tasks}), gradient norm {report.grad_norm:.4f},"
+            f" {report.seconds:.2f} s"
         )
         print("one image a rank evaluated; the configuration works, nothing was written")
 
