@@ -12,7 +12,7 @@ import traceback
 from typing import Any, Callable
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "deepspeed", "fgmoe_dist.experts.layer"])
+_context.set_forkserver_preload(["torch", "deepspeed", "fgmoe_dist.training.loop"])
 
 
 def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 240) -> list[Any]:

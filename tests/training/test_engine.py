@@ -47,7 +47,7 @@ class Model(nn.Module):
         a_NC = self.first(x_NC)
         u_TNC = torch.stack([a_NC * (t + 1) for t in range(TASKS)])
         for block in self.blocks:
-            u_TNC, _ = block(u_TNC, a_NC)
+            u_TNC, *_ = block(u_TNC, a_NC)
         return self.last(u_TNC)
 
 
