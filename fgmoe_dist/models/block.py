@@ -34,7 +34,7 @@ class FGMoEBlock(nn.Module):
             self.global_experts = GlobalExperts(tasks, channels, config.hidden, config.global_experts, *identity)
 
     def forward(self, u_TNC: Tensor, a_NC: Tensor) -> tuple[Tensor, ...]:
-        """`h_TNC` and the `BalanceTerms`, side by side: activation checkpointing gives gradients to bare tensors only."""
+        """`h_TNC` and the three `BalanceTerms`, bare: activation checkpointing gives nothing else a gradient."""
         x_TNC = self.norm(u_TNC)
         h_TNC = u_TNC
         journey = self.routed.dispatch(x_TNC)
