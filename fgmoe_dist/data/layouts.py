@@ -83,8 +83,7 @@ class Layout:
         Raises:
             UserError: no such split or list, an empty list, an id twice, or one that no shard could hold.
         """
-        if split not in self.splits:
-            raise UserError(f"split is {split!r}: use one of {', '.join(self.splits)}")
+        self._check_split(split)
         return read_id_list(self.root / self.id_lists / f"{split}.txt")
 
     def image_path(self, id_: str) -> Path:
@@ -92,12 +91,20 @@ class Layout:
         raise NotImplementedError
 
     def labels(self, id_: str) -> dict[str, np.ndarray]:
-        """The stored form (see `codec`) of every label of an image, without the image."""
+        """The stored form (see `codec`) of every label that an image has, without the image."""
         raise NotImplementedError
+
+    def files(self, id_: str) -> list[Path]:
+        """Files whose sizes tell one state of the data set from another; the first is the image."""
+        return [self.image_path(id_)]
+
+    def meaning(self) -> str:
+        """What else decides the labels' values, as a line of text."""
+        return ""
 
     def image(self, id_: str) -> np.ndarray:
         """The image, uint8 [H, W, 3] RGB."""
-        return _picture(self.image_path(id_), "RGB")
+        return read_picture(self.image_path(id_), "RGB")
 
     def stored(self, id_: str) -> dict[str, np.ndarray]:
         """Image and labels in their stored form, all of one size.
@@ -118,6 +125,10 @@ class Layout:
     def read(self, id_: str) -> dict:
         """The sample as docs/contracts.md has it: native resolution, normals as unit vectors, `id` included."""
         return {"id": id_, **{key: codec.native(key, array) for key, array in self.stored(id_).items()}}
+
+    def _check_split(self, split: str) -> None:
+        if split not in self.splits:
+            raise UserError(f"split is {split!r}: use one of {', '.join(self.splits)}")
 
     def _check_root(self) -> None:
         if not self.root.is_dir():
@@ -151,7 +162,7 @@ class NYUDv2(Layout):
         return {
             "semseg": self._semseg(id_),
             "depth": self._depth(id_),
-            "normals": _picture(self.root / "normals" / f"{id_}.png", "RGB"),
+            "normals": read_picture(self.root / "normals" / f"{id_}.png", "RGB"),
             "edge": edge_HW,
             "boundary": thin(region_boundary(edge_HW)),
         }
@@ -163,7 +174,7 @@ class NYUDv2(Layout):
 
     def _depth(self, id_: str) -> np.ndarray:
         path = self.root / "depth" / f"{id_}.npy"
-        with _named(path):
+        with named(path):
             depth_HW = np.load(path, allow_pickle=False).astype(np.float32)
         return np.where(np.isfinite(depth_HW) & (depth_HW > 0), depth_HW, np.float32(0))
 
@@ -226,7 +237,7 @@ class PASCALContext(Layout):
 
     def _normals(self, id_: str, labelmap_HW: np.ndarray) -> np.ndarray:
         path = self.root / "normals_distill" / f"{id_}.png"
-        rgb_HWC = _picture(path, "RGB")
+        rgb_HWC = read_picture(path, "RGB")
         if rgb_HWC.shape[:2] != labelmap_HW.shape:
             raise UserError(f"{path} is {rgb_HWC.shape[:2]} but its LabelMap is {labelmap_HW.shape}; replace that file")
         return codec.mark_invalid_normals(rgb_HWC, np.isin(labelmap_HW, NORMALS_LABELMAP_IDS))
@@ -243,18 +254,26 @@ class PASCALContext(Layout):
 LAYOUTS: dict[str, type[Layout]] = {layout.dataset: layout for layout in (NYUDv2, PASCALContext)}
 
 
-def open_layout(dataset: str, root: str | Path) -> Layout:
-    """The reader of a data set's archive.
+def open_layout(dataset: str | Path, root: str | Path | None = None) -> Layout:
+    """The reader of a data set.
 
     Args:
-        dataset: "nyud" or "pascal".
-        root: the unpacked archive's own folder (the one that holds `gt_sets` or `ImageSets`).
+        dataset: "nyud", "pascal", or a YAML file that describes a data set of one's own (`fgmoe_dist/data/own.py`).
+        root: the unpacked archive's own folder (the one that holds `gt_sets` or `ImageSets`). A described data set
+            knows its own; another given here takes its place.
 
     Raises:
         UserError: unknown data set, or `root` is not that archive.
     """
+    if Path(dataset).suffix in (".yaml", ".yml"):
+        from fgmoe_dist.data.own import OwnLayout  # it builds on this module
+
+        return OwnLayout(dataset, root)
     if dataset not in LAYOUTS:
-        raise UserError(f"data set is {dataset!r}: use one of {', '.join(LAYOUTS)}")
+        known = ", ".join(LAYOUTS)
+        raise UserError(f"data set is {str(dataset)!r}: use one of {known}, or a .yaml file that describes your own")
+    if root is None:
+        raise UserError(f"data set {dataset} needs a root: give --root, the unpacked {LAYOUTS[dataset].folder} folder")
     return LAYOUTS[dataset](root)
 
 
@@ -349,7 +368,7 @@ def _scalar(value: object) -> object:
     return value
 
 
-class _named:
+class named:
     """Turns whatever a reader raises about a file into one line that names the file."""
 
     def __init__(self, path: Path):
@@ -369,22 +388,22 @@ class _named:
 def _load_mat(path: Path) -> dict:
     from scipy.io import loadmat
 
-    with _named(path):
+    with named(path):
         try:
             return loadmat(path)
         except (NotImplementedError, TypeError, KeyError) as error:  # a version 7.3 file, or bytes that are no .mat
             raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _picture(path: Path, mode: str | None) -> np.ndarray:
+def read_picture(path: Path, mode: str | None) -> np.ndarray:
     """uint8 pixels of a picture. Without a mode, a palette picture gives its indices, as label maps need."""
-    with _named(path), Image.open(path) as picture:
+    with named(path), Image.open(path) as picture:
         return np.array(picture if mode is None or picture.mode == mode else picture.convert(mode))
 
 
 def _label_map(path: Path, allowed: range | tuple[int, ...]) -> np.ndarray:
     """uint8 [H, W] label ids as they are in the file, all of them among `allowed`."""
-    label_HW = _picture(path, None)
+    label_HW = read_picture(path, None)
     if label_HW.ndim != 2 or label_HW.dtype != np.uint8:
         raise UserError(f"{path} is {label_HW.dtype} {label_HW.shape}, not one 8-bit channel; replace that file")
     strange = np.setdiff1d(np.unique(label_HW), np.array(allowed))
@@ -395,4 +414,4 @@ def _label_map(path: Path, allowed: range | tuple[int, ...]) -> np.ndarray:
 
 def _binary(path: Path) -> np.ndarray:
     """uint8 [H, W] of 0 and 1 from a 0..255 picture: x / 255 > 0.5."""
-    return (_picture(path, "L") > 127).astype(np.uint8)
+    return (read_picture(path, "L") > 127).astype(np.uint8)

@@ -130,13 +130,13 @@ def _choose(layout: Layout, split: str, ids: Sequence[str] | None) -> list[str]:
 
 
 def _plan(layout: Layout, split: str, ids: list[str], samples_per_shard: int) -> dict:
-    """What makes one set another: the ids, and the sizes of their images, which any change of the archive shows in."""
-    digest = hashlib.sha256()
+    """What makes one set another: the ids, and the sizes of their files, which any change of the archive shows in."""
+    digest = hashlib.sha256(layout.meaning().encode())
     for id_ in ids:
-        path = layout.image_path(id_)
-        if not path.is_file():
-            raise UserError(f"{path} is missing: unpack the archive again, or take its id off the list")
-        digest.update(f"{id_} {path.stat().st_size}\n".encode())
+        for path in layout.files(id_):
+            if not path.is_file():
+                raise UserError(f"{path} is missing: unpack the archive again, or take its id off the list")
+            digest.update(f"{id_} {path.stat().st_size}\n".encode())
     return {
         "dataset": layout.dataset,
         "split": split,

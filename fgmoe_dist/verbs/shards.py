@@ -1,6 +1,7 @@
 """Build, check and look into the shards that training streams.
 
-`build` turns a NYUDv2 or PASCALContext archive (or rendered rooms in either layout) into WebDataset shards; `verify`
+`build` turns a NYUDv2 or PASCALContext archive (or rendered rooms in either layout, or a data set of your own that a
+YAML file describes) into WebDataset shards; `verify`
 reads a set again and names what is wrong; `dump` writes one sample's labels as .npy files.
 """
 
@@ -25,9 +26,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, choices=("nyud", "pascal"), help="layout of the archive")
-    parser.add_argument("--root", required=True, type=Path, metavar="DIR", help="the unpacked archive's own folder")
-    parser.add_argument("--split", required=True, choices=("train", "val"), help="which id list of the archive")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        metavar="nyud|pascal|FILE.yaml",
+        help="layout of the archive, or a file that describes a data set of your own (configs/datasets/example.yaml)",
+    )
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="the data set's own folder; a FILE.yaml may name it itself"
+    )
+    parser.add_argument("--split", required=True, metavar="train|val", help="which id list of the data set")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the shards and index.json")
     parser.add_argument("--images", type=Path, metavar="FILE", help="build only the ids in this file, one a line")
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default 1)")
