@@ -58,7 +58,8 @@ def process_group() -> Iterator[Ranks]:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if cuda:
         _take_gpu(local_rank)
-    elif os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 where nobody has chosen
+    elif os.environ.get("OMP_NUM_THREADS", "1") == "1" and "SLURM_CPUS_PER_TASK" not in os.environ:
+        # torchrun sets 1 where nobody has chosen; SLURM's share is a choice.
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     signal.signal(signal.SIGTERM, _terminate)

@@ -13,7 +13,12 @@ the rank's micro-batches w, w + W, ..., which the DataLoader hands over in just 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import os
+import select
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -306,7 +311,7 @@ def _loader(stream: _Stream, workers: int) -> DataLoader:
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_one_thread,
+        worker_init_fn=functools.partial(_start_worker, os.getpid()),
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     )
@@ -316,11 +321,20 @@ def _as_it_is(item):
     return item
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(rank_pid: int, _worker: int) -> None:
     import cv2
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    # torch's own watch is kept on the forkserver, which outlives a rank that was killed; and so would this worker, in
+    # the way of whoever waits for the job's processes to end.
+    threading.Thread(target=_end_with, args=(rank_pid,), daemon=True).start()
+
+
+def _end_with(rank_pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # raised where it is dead already
+        select.select([os.pidfd_open(rank_pid)], [], [])
+    os._exit(1)
 
 
 def _part(start: int, stop: int, part: int, parts: int) -> tuple[int, int]:

@@ -66,6 +66,11 @@ class RunFolder:
             if path.stem.isdigit() and int(path.stem) > step:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
+    def drop_old_stop(self, before: float) -> None:
+        """Removes a `stop` file left before this time: it was meant for an earlier run. A later one is obeyed."""
+        if self.stop_file.exists() and self.stop_file.stat().st_mtime < before:
+            self.stop_file.unlink(missing_ok=True)
+
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one line to `metrics.jsonl`. JSON knows no NaN and no infinity: they become null."""
         entry = {"step": int(step), **{name: _json_number(value) for name, value in metrics.items()}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -58,7 +59,7 @@ def _resume(trainer: Trainer, folder: RunFolder, resume_from: str) -> Optional[i
         if resumed is not None:
             print(f"going on from {checkpoint}, step {resumed}", flush=True)
         folder.create(trainer.config.to_yaml(), resumed)
-        folder.stop_file.unlink(missing_ok=True)
+        folder.drop_old_stop(before=psutil.Process().create_time())
     dist.barrier()
     return resumed
 

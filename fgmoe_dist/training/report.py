@@ -49,11 +49,12 @@ class Reporter:
     def evaluate(self, with_constants: bool) -> float:
         """Scores the whole validation set, records and prints it; returns a number that is higher for better runs."""
         trainer, step, first = self.trainer, self.trainer.step, self.trainer.ranks.is_first
+        data = trainer.config.data
         constants = constant_baselines(trainer.tasks) if with_constants else {}
         pictures = self.folder.pictures(step)
         scores = evaluate(
             trainer.model, trainer.val_shards, trainer.eval_transform, trainer.ranks,
-            workers=trainer.config.data.workers, max_bad_samples=trainer.config.data.max_bad_samples, constants=constants,
+            workers=data.workers, max_bad_samples=data.max_bad_samples, constants=constants,
             pictures=trainer.config.train.pictures, pictures_folder=pictures,
         )  # fmt: skip
         self.last_scores = scores
