@@ -289,7 +289,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override}: {section} is a value, not a section")
         values = below
     try:
-        values[leaf] = yaml.safe_load(text)
+        values[leaf] = yaml.safe_load(text) if text else ""  # YAML reads nothing as null
     except yaml.YAMLError:
         values[leaf] = text
 
