@@ -67,7 +67,7 @@ def _lines(
         yield item
         done += 1
         now = time.monotonic()
-        if now - last >= every_s:
+        if now - last >= every_s and done != total:  # the end has a line of its own
             last = now
             print(_line(description, done, total, now - start), file=stream, flush=True)
     print(_line(description, done, total, time.monotonic() - start), file=stream, flush=True)
