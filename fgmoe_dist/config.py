@@ -298,10 +298,19 @@ def _explain(entry: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in entry["loc"])
     if entry["type"] != "extra_forbidden":
         return f"{key}={entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
-    known = _known_keys()
-    siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
-    near = difflib.get_close_matches(key, siblings, n=1) or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "; `--print-config` lists them all")
+    near = _nearest_key(key)
+    return f"{key}: no such key" + (f"; did you mean {near}?" if near else "; `--print-config` lists them all")
+
+
+def _nearest_key(key: str) -> Optional[str]:
+    """A name like it in the same section, else one very like it anywhere; sections in common say nothing."""
+    section, _, leaf = key.rpartition(".")
+    known = [name.rpartition(".") for name in _known_keys()]
+    for beside, cutoff in (({name: above for above, _, name in known if above == section}, 0.6),
+                           ({name: above for above, _, name in known}, 0.8)):  # fmt: skip
+        for name in difflib.get_close_matches(leaf, beside, n=1, cutoff=cutoff):
+            return f"{beside[name]}.{name}".lstrip(".")
+    return None
 
 
 def _known_keys() -> list[str]:
