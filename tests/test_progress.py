@@ -14,7 +14,7 @@ def test_items_pass_through_and_a_log_gets_plain_lines():
     stream = io.StringIO()
     assert list(track([1, 2, 3], "counting", every_s=0, stream=stream)) == [1, 2, 3]
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 4 and lines[0].startswith("counting: 1/3, ") and lines[0].endswith(" left")
+    assert len(lines) == 3 and lines[0].startswith("counting: 1/3, ") and lines[0].endswith(" left")
     assert "\x1b" not in stream.getvalue() and lines[-1].startswith("counting: 3/3, ")
 
 
