@@ -39,6 +39,9 @@ class Data(Section):
         True, description="scale, crop, flip and photometric distortion; off: centred padding or crop only"
     )
     scale_range: tuple[float, float] = Field((0.5, 2.0), description="random scale of the training crop")
+    views: int = Field(
+        0, ge=0, description="fixed augmented views of each image, one an epoch in turn; 0: augmented anew each time"
+    )
     max_bad_samples: int = Field(0, ge=0, description="unreadable samples a rank passes over, with a warning each")
 
 
@@ -195,7 +198,7 @@ def check_world(config: Config, world: int) -> None:
     problems = []
     ep_size, train = config.parallel.ep_size, config.train
     if world % ep_size:
-        problems.append(f"parallel.ep_size={ep_size} does not divide the {world} ranks started; start a multiple of it")
+        problems.append(f"parallel.ep_size={ep_size} does not divide the {world} rank(s) started; start a multiple of it")
     together = train.micro_batch_size * world
     if train.batch_size % together:
         problems.append(

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -125,6 +126,8 @@ def _prepare_deepspeed() -> None:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    # Its calls by old names, of which torch 2.13 warns on every rank.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # Its shared-memory all-reduce for CPUs wants a C++ compiler at the first start, and spins for ever on the flag
     # of a rank that died; gloo needs neither and reports the death.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

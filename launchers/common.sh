@@ -24,6 +24,11 @@ train_arguments() {
     done
 }
 
+# A mistake in the configuration ends here, in one line and with status 2, before a launcher buries it.
+check_configuration() {
+    "$PYTHON" "${TRAIN[@]}" --print-config >/dev/null || exit
+}
+
 # GPUs that this process may use; 0 where there is no driver
 count_gpus() {
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then

@@ -7,6 +7,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 train_arguments "$@"
+check_configuration
 
 read -ra options <<<"${DEEPSPEED_ARGS:-}"
 if [[ " ${options[*]-} " != *" --hostfile"* && " ${options[*]-} " != *" -H "* ]]; then

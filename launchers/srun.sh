@@ -8,6 +8,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 train_arguments "$@"
+check_configuration
 
 # The smallest number of CPUs that the allocation has on one of its nodes: "8(x3),4" -> 4
 fewest_cpus() {

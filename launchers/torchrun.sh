@@ -6,9 +6,13 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 train_arguments "$@"
+check_configuration
 
 gpus=$(count_gpus)
 processes=${NPROC:-$((gpus > 0 ? gpus : 1))}
+# torchrun would set 1, and print six lines to say so.
+share=$(($(nproc) / processes))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}
 if [[ ${NNODES:-1} == 1 ]]; then
     where=(--standalone)
 else
