@@ -13,7 +13,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from fgmoe_dist.config import Config, check_world
-from fgmoe_dist.data.augment import EvalTransform, TrainTransform
+from fgmoe_dist.data.augment import EvalTransform, FeatureTransform
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.errors import UserError
@@ -21,6 +21,7 @@ from fgmoe_dist.models.fgmoe import FGMoE, Output, balance_losses, create_model
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
 from fgmoe_dist.training.engine import create_engine, learning_rate, set_learning_rate
+from fgmoe_dist.training.features import check_cache, train_transform
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Trainer:
         if self.train_shards.classes != self.val_shards.classes:
             raise UserError("data.train and data.val name other classes; build both from one data set")
         model = create_model(config, self.train_shards).to(ranks.device)
+        check_cache(self.train_shards, self.val_shards, config, model.encoder)
         self.model: FGMoE = model
         self.engine: DeepSpeedEngine = create_engine(model, config)
         self.eval_transform = EvalTransform(config.data.image_size, model.encoder.mean, model.encoder.std)
@@ -57,16 +59,16 @@ class Trainer:
 
     def batches(self) -> Iterator[dict]:
         """This rank's micro-batches from the current step on."""
-        data, train, encoder = self.config.data, self.config.train, self.model.encoder
-        augment = {"scale_range": data.scale_range} if data.augment else {"scale_range": (1.0, 1.0)}
-        transform = TrainTransform(
-            data.image_size, encoder.mean, encoder.std, self.config.tasks,
-            flip=data.augment, photometric=data.augment, random_crop=data.augment, **augment,
-        )  # fmt: skip
+        data, train, cache = self.config.data, self.config.train, self.train_shards.cache
+        if cache:
+            transform = FeatureTransform(data.image_size, self.config.tasks, cache.levels_Chw)
+        else:
+            transform = train_transform(self.config, self.model.encoder, self.config.tasks)
         return train_batches(
             self.train_shards, self.config.tasks, batch_size=train.batch_size, micro_batch_size=train.micro_batch_size,
             rank=self.ranks.rank, world=self.ranks.world, seed=self.config.run.seed, start_step=self.step,
-            workers=data.workers, transform=transform, max_bad_samples=data.max_bad_samples,
+            workers=data.workers, transform=transform, views=data.views,
+            max_bad_samples=data.max_bad_samples,
         )  # fmt: skip
 
     def train_step(self) -> StepReport:
@@ -74,18 +76,16 @@ class Trainer:
         if self._batches is None:
             self._batches = self.batches()
         self.engine.train()
-        _seed_step(self.config.run.seed, self.step, self.ranks.rank)
         lr = learning_rate(self.config.train, self.step)
         set_learning_rate(self.engine, lr)
         start, wait, sums, load = time.perf_counter(), 0.0, {}, 0
         accumulation = self.engine.gradient_accumulation_steps()
-        for _ in range(accumulation):
+        for part in range(accumulation):
             asked = time.perf_counter()
             batch = next(self._batches)
             wait += time.perf_counter() - asked
-            losses, micro_load = self.losses(
-                self.engine(batch["image"].to(self.ranks.device, non_blocking=True)), batch
-            )
+            _seed_noise(self.config.run.seed, self.step, self.ranks.rank * accumulation + part)
+            losses, micro_load = self.losses(self.engine(self._input(batch)), batch)
             self.engine.backward(losses["total"])
             self.engine.step()
             load = load + micro_load
@@ -94,6 +94,12 @@ class Trainer:
         self.step += 1
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         return StepReport(sums, load, norm, lr, time.perf_counter() - start, wait)
+
+    def _input(self, batch: dict) -> Tensor | list[Tensor]:
+        """The images of a batch, or the cached features that stand in their place."""
+        if "image" in batch:
+            return batch["image"].to(self.ranks.device, non_blocking=True)
+        return [level.to(self.ranks.device, non_blocking=True) for level in batch["features"]]
 
     def losses(self, output: Output, batch: dict) -> tuple[dict[str, Tensor], Tensor]:
         """Each task's loss, the balance losses and their weighted `total`, and the experts' load over all ranks."""
@@ -122,7 +128,10 @@ def _task_loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str
     return torch.stack([task.loss(prediction, label) for prediction, label in images]).mean()
 
 
-def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Noise is a function of (seed, step, rank), so that a resumed run draws what the unbroken one would have."""
-    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
+def _seed_noise(seed: int, step: int, micro_batch: int) -> None:
+    """Noise belongs to the images, so that a resumed run draws it as the unbroken one, on any number of ranks.
+
+    Seeded after the batch is there: a loader draws from the same generator when it starts.
+    """
+    digest = hashlib.sha256(f"{seed} {step} {micro_batch}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
