@@ -10,6 +10,8 @@ Shapes: H, W source; h, w the crop before padding; SH, SW the tensor's size; C =
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +28,8 @@ CROP_TRIES = 10
 BRIGHTNESS = 32
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18  # in OpenCV's half degrees
+
+_VIEW = 3  # keeps the views' random streams apart from those of `stream.py`
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,21 @@ class Window:
             borderMode=cv2.BORDER_REPLICATE,
         )
 
-    def label(self, key: str, array_HWx: np.ndarray) -> np.ndarray:
-        """The window of a label in its native form, its values following the geometry.
+    def stored(self, key: str, array_HWx: np.ndarray) -> np.ndarray:
+        """The window of a label, stored or native as it was, its values following the geometry.
 
         Depth is divided by the scale, for what is nearer looks larger; a flip turns the x of normals around.
         """
-        label_hwx = codec.native(key, self.nearest(array_HWx))
+        label_hwx = self.nearest(array_HWx)
         if codec.KINDS[key] == "depth":
             return label_hwx / np.float32(self.scaled_hw[0] / self.source_hw[0])
         if codec.KINDS[key] == "normals" and self.flip:
-            return label_hwx * np.array([-1, 1, 1], np.float32)
+            return codec.mirror_normals(label_hwx)
         return label_hwx
+
+    def label(self, key: str, array_HWx: np.ndarray) -> np.ndarray:
+        """`stored`, in its native form."""
+        return codec.native(key, self.stored(key, array_HWx))
 
     @staticmethod
     def _sources(start: int, count: int, source: int, scaled: int) -> np.ndarray:
@@ -121,15 +129,20 @@ class TrainTransform:
             sample: stored or native arrays of one size, with `id` and `image`.
             rng: the only source of chance.
         """
+        image_3HW, labels = self.view(sample, rng)
+        return {"id": sample["id"], "image": image_3HW, **label_tensors(self.tasks, labels, self.size_hw)}
+
+    def view(self, sample: dict, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
+        """The image as `__call__` gives it, and the labels that the sample has, cropped but neither padded nor tensors.
+
+        Labels stay in their stored form, as a feature cache keeps them.
+        """
         window = self._window(sample, rng)
         image_hwC = window.linear(sample["image"])
         if self.photometric:
             image_hwC = distort(image_hwC, rng)
-        tensors = {"id": sample["id"], "image": normalise(image_hwC, self.mean, self.std, self.size_hw)}
-        for task in self.tasks:
-            label = window.label(task, sample[task]) if task in sample else None
-            tensors[task] = label_tensor(task, label, self.size_hw)
-        return tensors
+        labels = {task: window.stored(task, sample[task]) for task in self.tasks if task in sample}
+        return normalise(image_hwC, self.mean, self.std, self.size_hw), labels
 
     def _window(self, sample: dict, rng: np.random.Generator) -> Window:
         source_hw = sample["image"].shape[:2]
@@ -159,6 +172,27 @@ class TrainTransform:
             if semseg_HW is None or not any(spare_hw) or _is_mixed(window.nearest(semseg_HW)):
                 break
         return window
+
+
+class FeatureTransform:
+    """Makes a cached view (`fgmoe shards features`) tensors; it was augmented when the cache was built.
+
+    Args:
+        size_hw: height and width of the label tensors.
+        tasks: labels to make, as in `TrainTransform`.
+        levels_Chw: the shape of each encoder level.
+    """
+
+    def __init__(self, size_hw: tuple[int, int], tasks: Sequence[str], levels_Chw: Sequence[tuple[int, int, int]]):
+        self.size_hw, self.tasks, self.levels_Chw = tuple(size_hw), tuple(tasks), tuple(levels_Chw)
+        self.keys = ("features", *self.tasks)
+
+    def __call__(self, sample: dict, _rng: np.random.Generator) -> dict:
+        """`{"id", "features": [float16 [C, h, w], ...], <task>: int64 | float32}`."""
+        flat = torch.from_numpy(sample["features"])
+        levels = flat.split([math.prod(shape) for shape in self.levels_Chw])
+        features = [level.view(shape) for level, shape in zip(levels, self.levels_Chw)]
+        return {"id": sample["id"], "features": features, **label_tensors(self.tasks, sample, self.size_hw)}
 
 
 class EvalTransform:
@@ -208,6 +242,20 @@ def normalise(
         np.multiply(image_hwC[..., c], np.float32(1 / (255 * std[c])), out=inner_Chw[c])
         inner_Chw[c] -= np.float32(mean[c] / std[c])
     return tensor_CHW
+
+
+def label_tensors(tasks: Sequence[str], labels: dict[str, np.ndarray], size_hw: tuple[int, int]) -> dict:
+    """The batch's form of stored or native labels; one that is not there is all ignored."""
+    return {
+        task: label_tensor(task, codec.native(task, labels[task]) if task in labels else None, size_hw)
+        for task in tasks
+    }
+
+
+def view_generator(seed: int, id_: str, view: int) -> np.random.Generator:
+    """The generator that augments an image into one of its numbered views, wherever in the data it stands."""
+    digest = hashlib.sha256(id_.encode()).digest()
+    return np.random.default_rng([seed, _VIEW, view, int.from_bytes(digest[:8], "little")])
 
 
 def label_tensor(key: str, label_hwx: np.ndarray | None, size_hw: tuple[int, int]) -> torch.Tensor:

@@ -31,6 +31,7 @@ KINDS = {
     "boundary": "map",
     "depth": "depth",
     "normals": "normals",
+    "features": "features",
 }
 
 # Which types and ranks a stored array of a kind may have, and which extensions hold it.
@@ -39,9 +40,10 @@ _DTYPES = {
     "map": ("uint8",),
     "depth": ("float32",),
     "normals": ("uint8", "float32"),
+    "features": ("float16",),
 }
-_CHANNELS = {"image": 3, "map": None, "depth": None, "normals": 3}
-EXTENSIONS = {"image": ("jpg", "npy"), "map": ("png",), "depth": ("npy",), "normals": ("npy",)}
+_SHAPES = {"image": "[H, W, 3]", "map": "[H, W]", "depth": "[H, W]", "normals": "[H, W, 3]", "features": "[values]"}
+EXTENSIONS = {"image": ("jpg", "npy"), "map": ("png",), "depth": ("npy",), "normals": ("npy",), "features": ("npy",)}
 
 # What `index.json` says about each extension's meaning.
 MEANING = {
@@ -50,6 +52,7 @@ MEANING = {
     "depth": "npy: float32 [H, W] metres, 0 = invalid",
     "normals": "npy: uint8 [H, W, 3], n = 2x/255 - 1 then scaled to unit length, (0, 0, 0) = invalid; "
     "or float32 unit vectors, NaN = invalid",
+    "features": "npy: float16, the encoder's levels one after the other, each [C, h, w]",
 }
 
 
@@ -66,15 +69,14 @@ def keys_of(tasks: list[str] | tuple[str, ...], *, evaluation: bool = False) -> 
 def check(key: str, stored: np.ndarray, size_hw: tuple[int, int] | None = None) -> None:
     """Raise `CodecError` unless `stored` has the type and shape that `key` promises (and the size of its image)."""
     kind = KINDS[key]
-    channels = _CHANNELS[kind]
-    rank = 2 if channels is None else 3
+    shape = _SHAPES[kind]
     if stored.dtype.name not in _DTYPES[kind]:
         raise CodecError(f"{key} has type {stored.dtype}, not {' or '.join(_DTYPES[kind])}")
-    if stored.ndim != rank or (channels is not None and stored.shape[-1] != channels):
-        raise CodecError(f"{key} has shape {stored.shape}, not {'[H, W]' if rank == 2 else '[H, W, 3]'}")
+    if stored.ndim != shape.count(",") + 1 or (shape.endswith("3]") and stored.shape[-1] != 3):
+        raise CodecError(f"{key} has shape {stored.shape}, not {shape}")
     if stored.size == 0:
         raise CodecError(f"{key} is empty")
-    if size_hw is not None and stored.shape[:2] != tuple(size_hw):
+    if size_hw is not None and kind != "features" and stored.shape[:2] != tuple(size_hw):
         raise CodecError(f"{key} is {stored.shape[0]}x{stored.shape[1]} but its image is {size_hw[0]}x{size_hw[1]}")
 
 
@@ -129,6 +131,17 @@ def unit_normals(rgb_HWC: np.ndarray) -> np.ndarray:
     length_HW[black_HW | (length_HW < 0.1)] = np.nan
     planes_CHW /= length_HW
     return planes_CHW
+
+
+def mirror_normals(normals_HWC: np.ndarray) -> np.ndarray:
+    """A copy of stored or native normals with x turned around; what is invalid stays so."""
+    turned_HWC = normals_HWC.copy()
+    if normals_HWC.dtype == np.uint8:
+        valid_HW = normals_HWC[..., 0] | normals_HWC[..., 1] | normals_HWC[..., 2]
+        np.subtract(255, normals_HWC[..., 0], out=turned_HWC[..., 0], where=valid_HW != 0)
+    else:
+        np.negative(normals_HWC[..., 0], out=turned_HWC[..., 0])
+    return turned_HWC
 
 
 def mark_invalid_normals(rgb_HWC: np.ndarray, keep_HW: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -71,9 +71,9 @@ def build_shards(
     out = Path(out)
     chosen = _choose(layout, split, ids)
     plan = _plan(layout, split, chosen, samples_per_shard)
-    if _is_finished(out, plan):
+    if is_finished(out, plan):
         return ShardSet.open(out)
-    _claim(out, plan)
+    claim(out, plan)
     groups = [chosen[i : i + samples_per_shard] for i in range(0, len(chosen), samples_per_shard)]
     paths = [out / f"{layout.dataset}-{split}-{number:06d}.tar" for number in range(len(groups))]
     shards = list(_write_all(layout, list(zip(paths, groups)), workers))
@@ -88,7 +88,8 @@ def verify_shards(where: str | Path) -> list[str]:
     """
     shardset = ShardSet.open(where)
     faults = [f"image {id_} is in the set {n} times: rebuild the set" for id_, n in _repeated_ids(shardset)]
-    for shard in track(shardset.shards, "verifying shards"):
+    views = shardset.cache.views if shardset.cache else (shardset.shards,)
+    for shard in track([shard for shards in views for shard in shards], "verifying shards"):
         faults += _shard_faults(shard, shardset.classes)
     return faults
 
@@ -102,8 +103,12 @@ def dump_sample(where: str | Path, id_: str, out: str | Path) -> list[Path]:
     Raises:
         UserError: no such id, or its shard is damaged.
     """
-    shard = ShardSet.open(where).find(id_)
-    sample = decode_sample(shard, id_, read_shard(shard)[id_], tuple(codec.KINDS))
+    shardset = ShardSet.open(where)
+    if shardset.cache:
+        raise UserError(f"{where} holds cached features of augmented views: dump the image shards they were made from")
+    shard = shardset.find(id_)
+    entries = read_shard(shard)[id_]
+    sample = decode_sample(shard, id_, entries, tuple(entries))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / f"{id_}.image.png"]
@@ -152,7 +157,8 @@ def _same_source(one: dict, other: dict) -> bool:
     return {**one, "root": None} == {**other, "root": None}
 
 
-def _is_finished(out: Path, plan: dict) -> bool:
+def is_finished(out: Path, plan: dict) -> bool:
+    """Whether `out` holds the whole set of this plan; `UserError` if it holds another."""
     if not (out / INDEX).is_file():
         return False
     ShardSet.open(out)  # says what is wrong with a damaged index
@@ -161,7 +167,7 @@ def _is_finished(out: Path, plan: dict) -> bool:
     return True
 
 
-def _claim(out: Path, plan: dict) -> None:
+def claim(out: Path, plan: dict) -> None:
     """Make `out` ours, or refuse it if another build, or anything else, lives there."""
     out.mkdir(parents=True, exist_ok=True)
     if (out / PLAN).is_file():
@@ -173,7 +179,7 @@ def _claim(out: Path, plan: dict) -> None:
             raise UserError(f"{out} holds an unfinished build of something else: give another --out, or remove it")
     elif any(out.glob("*.tar")):
         raise UserError(f"{out} holds tars without an index: give another --out, or remove them")
-    _write_atomically(out / PLAN, json.dumps(plan, indent=1).encode())
+    write_atomically(out / PLAN, json.dumps(plan, indent=1).encode())
 
 
 def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int) -> Iterator[dict]:
@@ -200,23 +206,26 @@ def _one_thread() -> None:
 
 def _write_shard(layout: Layout, path: Path, ids: list[str]) -> dict:
     """Write one tar unless it is there already; its record in the index."""
-    if path.exists():
-        data = path.read_bytes()
-    else:
-        data = _tar(layout, ids)
-        _write_atomically(path, data)
-    record = {"name": path.name, "samples": len(ids), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    return {**record, "ids": ids}
+    if not path.exists():
+        write_atomically(path, tar_bytes(entry for id_ in ids for entry in _entries(layout, id_)))
+    return record(path, ids)
 
 
-def _tar(layout: Layout, ids: list[str]) -> bytes:
+def record(path: Path, ids: Sequence[str]) -> dict:
+    """What the index says of a written shard."""
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    return {"name": path.name, "samples": len(ids), "bytes": len(data), "sha256": digest, "ids": list(ids)}
+
+
+def tar_bytes(entries: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar of (name, bytes) entries, the same bytes for the same entries."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for id_ in ids:
-            for name, data in _entries(layout, id_):
-                member = tarfile.TarInfo(name)  # its defaults are fixed: mtime 0, uid 0, mode 644
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+        for name, data in entries:
+            member = tarfile.TarInfo(name)  # its defaults are fixed: mtime 0, uid 0, mode 644
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 
@@ -241,24 +250,33 @@ def _reads_as(jpeg: bytes, image_HWC: np.ndarray) -> bool:
 
 def _write_index(out: Path, layout: Layout, split: str, plan: dict, shards: list[dict]) -> None:
     keys = ("image", *codec.keys_of(layout.tasks, evaluation=True))
-    index = {
+    finish(out, index(layout, split, keys, shards, plan))
+
+
+def index(info: Layout | ShardSet, split: str, keys: Sequence[str], shards: list[dict], plan: dict) -> dict:
+    """`index.json` of shards that hold `keys` of the data set `info` (docs/contracts.md)."""
+    return {
         "format": FORMAT,
-        "dataset": layout.dataset,
+        "dataset": info.dataset,
         "split": split,
-        "tasks": list(layout.tasks),
-        "classes": {task: list(names) for task, names in layout.classes.items()},
-        "boundary_max_dist": layout.boundary_max_dist,
+        "tasks": list(info.tasks),
+        "classes": {task: list(names) for task, names in info.classes.items()},
+        "boundary_max_dist": info.boundary_max_dist,
         "encodings": {key: codec.MEANING[codec.KINDS[key]] for key in keys},
         "samples": sum(shard["samples"] for shard in shards),
         "shards": shards,
         "source": plan,
     }
-    _write_atomically(out / INDEX, json.dumps(index, indent=1).encode())
+
+
+def finish(out: Path, index: dict) -> None:
+    """The index makes a set whole; what only an unfinished one needs goes."""
+    write_atomically(out / INDEX, json.dumps(index, indent=1).encode())
     for left_over in (out / PLAN, *out.glob(".*.part")):  # a killed builder leaves half a file under another name
         left_over.unlink(missing_ok=True)
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write beside, flush to disk, rename. The process id keeps two builders in one folder apart."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -304,7 +322,9 @@ def _shard_faults(shard: Shard, classes: dict[str, list[str]]) -> list[str]:
 def _values_out_of_range(sample: dict, classes: dict[str, list[str]]) -> Iterator[tuple[str, float]]:
     for key, array in sample.items():
         kind = codec.KINDS.get(key)
-        if kind == "map":
+        if kind == "features":
+            bad = array[~np.isfinite(array)]
+        elif kind == "map":
             bad = array[(array >= len(classes.get(key, "01"))) & (array != codec.IGNORE)]
         elif kind == "depth":
             bad = array[~(np.isfinite(array) & (array >= 0))]
@@ -317,6 +337,15 @@ def _values_out_of_range(sample: dict, classes: dict[str, list[str]]) -> Iterato
 def summary(shardset: ShardSet) -> dict:
     """Figures of a set for people and for `--json`."""
     figures = {
-        field.name: getattr(shardset, field.name) for field in dataclasses.fields(shardset) if field.name != "shards"
+        field.name: getattr(shardset, field.name)
+        for field in dataclasses.fields(shardset)
+        if field.name not in ("shards", "cache")
     }
-    return {**figures, "shards": len(shardset.shards), "bytes": sum(shard.bytes for shard in shardset.shards)}
+    views = shardset.cache.views if shardset.cache else (shardset.shards,)
+    shards = [shard for view in views for shard in view]
+    return {
+        **figures,
+        "views": len(views) if shardset.cache else 0,
+        "shards": len(shards),
+        "bytes": sum(shard.bytes for shard in shards),
+    }

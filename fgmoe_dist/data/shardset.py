@@ -12,7 +12,7 @@ import json
 import re
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,21 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class FeatureCache:
+    """What a set of encoder features (`fgmoe shards features`) says of itself.
+
+    Attributes:
+        views: the shards of each augmented view; shard n of every view holds the images of shard n of the others.
+        levels_Chw: the shape of each encoder level.
+        made_with: the settings and the encoder's checksum, which a run that reads them must share.
+    """
+
+    views: tuple[tuple[Shard, ...], ...]
+    levels_Chw: tuple[tuple[int, int, int], ...]
+    made_with: dict
+
+
+@dataclass(frozen=True)
 class ShardSet:
     """The shards of one split and what their index promises.
 
@@ -56,7 +71,8 @@ class ShardSet:
         classes: class names of the tasks that have classes.
         boundary_max_dist: matching radius of odsF as a share of the image diagonal.
         samples: number of samples over all shards.
-        shards: in the index's order.
+        shards: in the index's order; of cached features those of the first view.
+        cache: for a set that holds encoder features in place of images.
     """
 
     dataset: str
@@ -66,6 +82,7 @@ class ShardSet:
     boundary_max_dist: float
     samples: int
     shards: tuple[Shard, ...]
+    cache: FeatureCache | None = None
 
     @classmethod
     def open(cls, where: str | Path | Sequence[str | Path]) -> ShardSet:
@@ -165,19 +182,24 @@ def parse_entry(member: tarfile.TarInfo, url: str) -> tuple[str, str, str]:
 
 
 def decode_sample(shard: Shard, id_: str, entries: Entries, keys: Sequence[str]) -> dict:
-    """Stored arrays (see `codec`) of `keys` as far as the sample has them, and always `id` and `image`.
+    """Stored arrays (see `codec`) of `keys` as far as the sample has them, always `id` and `image`.
+
+    A sample of cached features has `features` in the image's place, which `keys` then name.
 
     Raises:
         BadSample: an entry is damaged, the image is missing, or a label has not its image's size.
     """
     sample: dict[str, np.ndarray] = {}
+    picture = "features" if "features" in keys else "image"
+    size_hw = None
     try:
-        if "image" not in entries:
-            raise codec.CodecError("it has no image")
-        for key in dict.fromkeys(("image", *keys)):
+        if picture not in entries:
+            raise codec.CodecError(f"it has no {picture}")
+        for key in dict.fromkeys((picture, *keys)):
             if key in entries:
                 sample[key] = codec.decode(key, *entries[key])
-                codec.check(key, sample[key], sample["image"].shape[:2])
+                codec.check(key, sample[key], size_hw)
+                size_hw = size_hw if key == "features" else size_hw or sample[key].shape[:2]
     except codec.CodecError as error:
         raise BadSample(f"sample {id_} of shard {shard.url}: {error}; rebuild that shard") from error
     return {"id": id_, **sample}
@@ -217,6 +239,10 @@ def _index_of(url: str) -> tuple[str, str | None]:
 def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
     index = _parse_index(_fetch(index_url, f"shard index {index_url}", UserError), index_url)
     head, _, tail = index_url.rpartition(INDEX)
+    if "views" in index:
+        if names is not None:
+            raise UserError(f"{index_url} is of cached features: give the folder, not single shards")
+        return _read_views(index, [f"{head}{view}/{INDEX}{tail}" for view in index["views"]])
     try:
         shards = [
             Shard(f"{head}{s['name']}{tail}", s["name"], s["samples"], s["bytes"], s["sha256"], tuple(s["ids"]))
@@ -238,6 +264,17 @@ def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
         raise UserError(f"shard index {index_url} has no {error}: name other shards, or rebuild the set") from error
 
 
+def _read_views(index: dict, index_urls: list[str]) -> ShardSet:
+    """A set of cached features: the index of the whole names a folder a view, each a set of its own."""
+    views = [_read_index(index_url, None) for index_url in index_urls]
+    cache = FeatureCache(
+        views=tuple(view.shards for view in views),
+        levels_Chw=tuple(tuple(shape) for shape in index["levels"]),
+        made_with=index["made_with"],
+    )
+    return replace(views[0], cache=cache)
+
+
 def _parse_index(data: bytes, index_url: str) -> dict:
     try:
         index = json.loads(data)
@@ -251,7 +288,11 @@ def _parse_index(data: bytes, index_url: str) -> dict:
 def _join(parts: list[ShardSet]) -> ShardSet:
     """Several sets of one data set as one."""
     first = parts[0]
+    if len(parts) == 1:
+        return first
     for part in parts[1:]:
+        if part.cache or first.cache:
+            raise UserError("cached features do not mix with other shards: give one folder of them")
         if (part.dataset, part.tasks, part.classes) != (first.dataset, first.tasks, first.classes):
             raise UserError(
                 f"shards of {first.dataset} ({', '.join(first.tasks)}) and {part.dataset} ({', '.join(part.tasks)}) "

@@ -27,6 +27,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from fgmoe_dist.data import codec
+from fgmoe_dist.data.augment import view_generator
 from fgmoe_dist.data.shardset import BadSample, Entries, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 
@@ -86,7 +87,7 @@ class _Lane:
     """One lane as one process reads it: holds the shard it stands in."""
 
     order: Order
-    shards: Sequence[Shard]
+    views: Sequence[Sequence[Shard]]  # each epoch reads the next; images have one
     epoch: int = -1
     turns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # shard numbers of this epoch
     ends: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # where each turn ends in the epoch
@@ -101,7 +102,7 @@ class _Lane:
             self.ends = np.cumsum(np.array(self.order.shard_sizes)[self.turns])
         place += lane * self.order.lane_length
         turn = int(np.searchsorted(self.ends, place, side="right"))
-        shard = self.shards[self.turns[turn]]
+        shard = self.views[epoch % len(self.views)][self.turns[turn]]
         if turn != self.turn:
             self.turn, self.samples = -1, []  # before the next is read, so that only one is held
             raw = list(read_shard(shard).items())
@@ -135,8 +136,9 @@ class _Stream(IterableDataset):
 class _TrainStream(_Stream):
     """The micro-batches of one rank; each worker makes every W-th."""
 
-    def __init__(self, shards, order, transform, *, micro_batch_size, rank, world, start_step):
-        self.shards: tuple[Shard, ...] = shards
+    def __init__(self, shards, views, order, transform, *, micro_batch_size, rank, world, start_step):
+        self.shards: Sequence[Sequence[Shard]] = shards
+        self.views: int = views
         self.order: Order = order
         self.transform = transform
         self.micro_batch_size, self.rank, self.world, self.start_step = micro_batch_size, rank, world, start_step
@@ -148,6 +150,12 @@ class _TrainStream(_Stream):
         while True:
             yield default_collate([self._sample(position, lanes, faults) for position in self._positions(number)])
             number += step
+
+    def _generator(self, position: int, epoch: int, id_: str) -> np.random.Generator:
+        """What augments an image: anew at every position, or into one of its `views` in turn."""
+        if self.views:
+            return view_generator(self.order.seed, id_, epoch % self.views)
+        return self.order.augmentation(position)
 
     def _positions(self, number: int) -> range:
         """Positions of the rank's `number`-th micro-batch since `start_step`."""
@@ -167,7 +175,7 @@ class _TrainStream(_Stream):
             except BadSample as fault:
                 faults.append(fault)
             else:
-                return self.transform(sample, self.order.augmentation(position))
+                return self.transform(sample, self._generator(position, epoch, sample["id"]))
         raise UserError(f"{self.order.lane_length} samples in a row cannot be read, the last: {faults[-1]}")
 
 
@@ -213,6 +221,7 @@ def train_batches(
     start_step: int = 0,
     workers: int = 0,
     transform: Callable[[dict, np.random.Generator], dict],
+    views: int = 0,
     max_bad_samples: int = 0,
 ) -> Iterator[dict]:
     """Endless micro-batches (docs/contracts.md) of one rank, `batch_size / world / micro_batch_size` a global step.
@@ -227,6 +236,8 @@ def train_batches(
         start_step: the global step to begin with; nothing before it is decoded.
         workers: processes; 0 reads here.
         transform: `TrainTransform` or the like: called with (stored sample, generator); its `keys` say what to decode.
+        views: so many fixed augmented views of each image, one an epoch in turn, the same that `fgmoe shards features`
+            caches for this seed; 0: augmented anew each time. Cached features bring their own.
         max_bad_samples: unreadable samples this rank may pass over; the next of the lane stands in for each.
 
     Raises:
@@ -243,7 +254,8 @@ def train_batches(
         raise UserError(f"the {shards.dataset} {shards.split} shards hold no samples: build them again")
     order = Order(tuple(shard.samples for shard in shards.shards), batch_size, seed)
     stream = _TrainStream(
-        shards.shards,
+        shards.cache.views if shards.cache else (shards.shards,),
+        views,
         order,
         transform,
         micro_batch_size=micro_batch_size,
@@ -278,6 +290,8 @@ def evaluation_samples(
         UserError: as `train_batches`.
     """
     shards.require(tasks)
+    if shards.cache:
+        raise UserError("evaluation needs images, not cached features: set data.val to image shards")
     start, stop = _part(0, shards.samples, rank, world)
     stream = _EvaluationStream(shards.shards, codec.keys_of(tasks, evaluation=True), transform, start, stop)
     loaded = _load(stream, min(workers, stop - start), max_bad_samples)
@@ -311,7 +325,7 @@ def _loader(stream: _Stream, workers: int) -> DataLoader:
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=functools.partial(_start_worker, os.getpid()),
+        worker_init_fn=start_worker(),
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     )
@@ -319,6 +333,11 @@ def _loader(stream: _Stream, workers: int) -> DataLoader:
 
 def _as_it_is(item):
     return item
+
+
+def start_worker() -> Callable[[int], None]:
+    """What a loader process does first (DataLoader's `worker_init_fn`): one thread, and an end with this process."""
+    return functools.partial(_start_worker, os.getpid())
 
 
 def _start_worker(rank_pid: int, _worker: int) -> None:

@@ -48,10 +48,12 @@ class FGMoE(nn.Module):
         )
         self.heads = nn.ModuleList(Head(channels, task.channels) for task in tasks)
 
-    def forward(self, image_B3HW: Tensor) -> Output:
-        size_hw = tuple(image_B3HW.shape[-2:])
+    def forward(self, image_B3HW: Tensor | list[Tensor]) -> Output:
+        """A list is taken for the encoder's levels of the images, which a cache has kept."""
+        size_hw = self.encoder.image_size_hw
         grid_hw = (size_hw[0] // self.stride, size_hw[1] // self.stride)
-        a_BChw, own_TBChw = self.aggregator(self.encoder(image_B3HW), grid_hw)
+        levels = image_B3HW if isinstance(image_B3HW, list) else self.encoder(image_B3HW)
+        a_BChw, own_TBChw = self.aggregator(levels, grid_hw)
         u_TBChw = torch.stack([mixer(own) for mixer, own in zip(self.mixers, own_TBChw)])
         u_TNC, a_NC, balance = _to_tokens(u_TBChw), _to_tokens(a_BChw), []
         for block in self.blocks:
@@ -85,15 +87,20 @@ def balance_losses(balance: list[BalanceTerms]) -> tuple[Tensor, Tensor, Tensor]
     return balance_loss, torch.stack([terms.z for terms in balance]).mean(), load
 
 
+def create_encoder(config: Config) -> FrozenEncoder:
+    """The frozen encoder that `config` describes."""
+    return FrozenEncoder(
+        config.encoder.name, config.encoder.weights, config.encoder.taps, config.data.image_size,
+        dtype=PRECISIONS[config.encoder.precision], seed=config.run.seed,
+    )  # fmt: skip
+
+
 def create_model(config: Config, info: DatasetInfo) -> FGMoE:
     """The model that `config` describes for the data set `info`; the same weights on every rank, for every layout."""
     _check_stride(config)
     torch.manual_seed(config.run.seed)
     tasks = create_tasks(config.tasks, info, config.train.edge_positive_weight)
-    encoder = FrozenEncoder(
-        config.encoder.name, config.encoder.weights, config.encoder.taps, config.data.image_size,
-        dtype=PRECISIONS[config.encoder.precision], seed=config.run.seed,
-    )  # fmt: skip
+    encoder = create_encoder(config)
     torch.manual_seed(config.run.seed)  # whatever the encoder's construction drew
     model = FGMoE(encoder, tasks, config)
     if config.train.activation_checkpointing:

@@ -1,8 +1,9 @@
 """Build, check and look into the shards that training streams.
 
-`build` turns a NYUDv2 or PASCALContext archive (or rendered rooms in either layout, or a data set of your own that a
-YAML file describes) into WebDataset shards; `verify`
-reads a set again and names what is wrong; `dump` writes one sample's labels as .npy files.
+`build` turns a NYUDv2 or PASCALContext archive, rendered rooms in either layout, or a data set of your own that a YAML
+file describes, into WebDataset shards; `verify` reads a set again and names what is wrong; `dump` writes one sample's
+labels as .npy files; `features` writes what the frozen encoder makes of augmented views, so that training need not run
+it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from fgmoe_dist.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="action", required=True, metavar="build | verify | dump")
+    verbs = parser.add_subparsers(dest="action", required=True, metavar="build | verify | dump | features")
     _add_build(verbs.add_parser("build", help="write one split of an archive as shards"))
     _add_verify(verbs.add_parser("verify", help="read all shards of a set again and name what is wrong"))
     _add_dump(verbs.add_parser("dump", help="write one sample's labels as .npy files"))
+    _add_features(verbs.add_parser("features", help="write the frozen encoder's features, to train on without it"))
 
 
 def run(args: argparse.Namespace) -> None:
-    {"build": _build, "verify": _verify, "dump": _dump}[args.action](args)
+    {"build": _build, "verify": _verify, "dump": _dump, "features": _features}[args.action](args)
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +56,19 @@ def _add_dump(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", required=True, metavar="DIR", help="folder, brace pattern or URL of the set")
     parser.add_argument("--id", required=True, help="the archive's image id")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for ID.<task>.npy, ID.image.png")
+
+
+def _add_features(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="configuration of the runs that will read them")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of it; repeatable"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to name in data.train")
+    parser.add_argument(
+        "--views", type=int, metavar="K", help="augmented views of each image (default: data.views, or else 4)"
+    )
+    parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes that read images (default 1)")
+    _add_json(parser)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +114,25 @@ def _dump(args: argparse.Namespace) -> None:
 
     for path in dump_sample(args.shards, args.id, args.out):
         print(path)
+
+
+def _features(args: argparse.Namespace) -> None:
+    import torch
+
+    from fgmoe_dist.config import load_config
+    from fgmoe_dist.data.shards import summary
+    from fgmoe_dist.training.features import build_features
+
+    config = load_config(args.config, args.set)
+    views = args.views if args.views is not None else config.data.views or 4
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    figures = summary(build_features(config, args.out, views, workers=args.workers, device=device))
+    size = figures["bytes"] / figures["samples"] / figures["views"]
+    print(
+        f"{args.out}: {figures['views']} views of {figures['samples']} images, {figures['bytes'] / 1e6:.1f} MB "
+        f"({size / 1e6:.2f} MB a view); train on them with --set data.train={args.out}"
+    )
+    _write_json(args.json, figures)
 
 
 def _write_json(path: Path | None, figures: dict) -> None:
