@@ -22,9 +22,17 @@ def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], lower_is
     Raises:
         UserError: no task at all, a task missing from the baseline, or a baseline that is 0 or not finite.
     """
-    if not scores:
+    gains = relative_gains(scores, baseline, lower_is_better)
+    if not gains:
         raise UserError("delta_m has no task to average; give the scores of at least one task")
-    gains = []
+    return sum(gains.values()) / len(gains)
+
+
+def relative_gains(
+    scores: Mapping[str, float], baseline: Mapping[str, float], lower_is_better: Mapping[str, bool]
+) -> dict[str, float]:
+    """The terms of `delta_m`: each task's relative gain in percent, positive = better."""
+    gains = {}
     for task, score in scores.items():
         single = baseline.get(task)
         if single is None:
@@ -34,6 +42,6 @@ def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], lower_is
                 f"delta_m: {task} scores {score} against a baseline of {single}; both must be finite and the "
                 "baseline not 0: evaluate both on a set that has this label"
             )
-        gain = (score - single) / single
-        gains.append(-gain if lower_is_better[task] else gain)
-    return 100 * sum(gains) / len(gains)
+        gain = 100 * (score - single) / single
+        gains[task] = -gain if lower_is_better[task] else gain
+    return gains

@@ -36,6 +36,7 @@ class Meter(Sums, ABC):
     """
 
     label: str | None = None
+    image_metric: str  # the key of `compute()` that tells good single images from bad ones
 
     def __init__(self, task: str, size: int):
         super().__init__(size)

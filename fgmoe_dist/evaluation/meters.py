@@ -29,6 +29,8 @@ class IoUMeter(Meter):
         task: `semseg` or `human_parts`, the label's key.
     """
 
+    image_metric = "mIoU_present"  # over all classes an image of few classes would always look bad
+
     def __init__(self, num_classes: int, class_names: list[str], task: str = "semseg"):
         assert len(class_names) == num_classes, f"{len(class_names)} names for {num_classes} classes"
         super().__init__(task, num_classes**2)
@@ -85,6 +87,7 @@ class DepthMeter(Meter):
     """
 
     MAX_METRES, LEAST_METRES = 80.0, 1e-9
+    image_metric = "rmse"
     METRICS = ("rmse", "log_rmse", "abs_rel", "sq_rel", "delta1", "delta2", "delta3")
 
     def __init__(self):
@@ -116,6 +119,7 @@ class NormalsMeter(Meter):
     one of 18000 bins (of two, averaged, for an even count). `within_X` is the percentage with an angle < X.
     """
 
+    image_metric = "mean"
     WITHIN = (11.25, 22.5, 30.0)
     METRICS = ("mean", "median", "within_11.25", "within_22.5", "within_30")
     BINS = 18000
@@ -147,6 +151,11 @@ class NormalsMeter(Meter):
         values = (float(self._sums[0] / pixels), median, *(100 * float(s / pixels) for s in self._sums[1:4]))
         return dict(zip(self.METRICS, values))
 
+    def cumulative(self) -> tuple[np.ndarray, np.ndarray]:
+        """(degrees 0..180, share of pixels with a smaller angle in 0..1), float64 `[BINS + 1]` each."""
+        count = np.concatenate([[0.0], self._sums[4:].cumsum()])
+        return np.linspace(0, 180, self.BINS + 1), count / max(count[-1], 1.0)
+
 
 def angles(a_P3: np.ndarray, b_P3: np.ndarray) -> np.ndarray:
     """Degrees `[P]` between vectors of any length, float64."""
@@ -163,8 +172,10 @@ class SaliencyMeter(Meter):
     mean |probability - truth| in 0..1.
     """
 
+    image_metric = "maxF"
     METRICS = ("maxF", "maxF_legacy", "mae")
     BETA_SQUARED = 0.3
+    STEPS = np.arange(1, 20)  # twentieths: thresholds 0.05, 0.10 .. 0.95
 
     def __init__(self):
         super().__init__("sal", 2 * 256)
@@ -185,24 +196,48 @@ class SaliencyMeter(Meter):
         if not self._sums.any():
             return dict.fromkeys(self.METRICS, NAN)
         value_V = np.arange(256)
-        step = np.arange(1, 20)
-        # Integers: 51 / 255 is exactly 0.2 and counts as reaching it.
-        salient_TV = 20 * value_V[None, :] >= 255 * step[:, None]
         squashed_V = (1 / (1 + np.exp(-value_V / 255))).astype(np.float32)
-        legacy_TV = squashed_V[None, :] >= (step * 0.05).astype(np.float32)[:, None]
+        legacy_TV = squashed_V[None, :] >= (self.STEPS * 0.05).astype(np.float32)[:, None]
         error = (off_V * value_V + on_V * (255 - value_V)).sum() / 255
         return {
-            "maxF": 100 * self._best_f(salient_TV, off_V, on_V),
-            "maxF_legacy": 100 * self._best_f(legacy_TV, off_V, on_V),
+            "maxF": 100 * float(self._rates(self._reaches_threshold())["f"].max()),
+            "maxF_legacy": 100 * float(self._rates(legacy_TV)["f"].max()),
             "mae": float(error / self._sums.sum()),
         }
 
-    def _best_f(self, salient_TV: np.ndarray, off_V: np.ndarray, on_V: np.ndarray) -> float:
-        """Best over T thresholds of F = (1 + b) P R / (b P + R); 0 where nothing true is found."""
+    def curve(self) -> dict[str, np.ndarray]:
+        """`threshold`, `precision`, `recall`, `f`: float64 `[256]`, shares in 0..1, at every value a prediction has."""
+        value_V = np.arange(256)
+        return {"threshold": value_V / 255, **self._rates(value_V[None, :] >= value_V[:, None])}
+
+    def details(self) -> dict[str, float]:
+        """Precision and recall (percent) and the threshold at which F is best."""
+        if not self._sums.any():
+            return {}
+        rates = self._rates(self._reaches_threshold())
+        best = rates["f"].argmax()
+        return {
+            "threshold": float(self.STEPS[best] / 20),
+            "precision": 100 * float(rates["precision"][best]),
+            "recall": 100 * float(rates["recall"][best]),
+        }
+
+    def _reaches_threshold(self) -> np.ndarray:
+        """bool `[T, V]`. In integers: 51 / 255 is exactly 0.2 and counts as reaching it."""
+        return 20 * np.arange(256)[None, :] >= 255 * self.STEPS[:, None]
+
+    def _rates(self, salient_TV: np.ndarray) -> dict[str, np.ndarray]:
+        """`precision`, `recall`, `f` = (1 + b) P R / (b P + R) at T thresholds; 0 where nothing true is found."""
+        off_V, on_V = self._sums.reshape(2, 256)
         hit_T, wrong_T = salient_TV @ on_V, salient_TV @ off_V
+        b, on = self.BETA_SQUARED, on_V.sum()
         # With P = hit / (hit + wrong) and R = hit / on, F is (1 + b) hit / (b on + hit + wrong).
-        denominator_T = self.BETA_SQUARED * on_V.sum() + hit_T + wrong_T
-        f_T = np.divide(
-            (1 + self.BETA_SQUARED) * hit_T, denominator_T, out=np.zeros_like(hit_T), where=denominator_T > 0
-        )
-        return float(f_T.max())
+        return {
+            "precision": _share(hit_T, hit_T + wrong_T),
+            "recall": _share(hit_T, np.full_like(hit_T, on)),
+            "f": _share((1 + b) * hit_T, b * on + hit_T + wrong_T),
+        }
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

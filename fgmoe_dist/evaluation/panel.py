@@ -73,7 +73,7 @@ def sheet(
 ) -> np.ndarray:
     """Several scenes below each other, with one legend a task at the foot. See `panel`."""
     names = list(dict.fromkeys(name for scene in scenes for name in scene.predictions))
-    columns = [_column(name, scenes, (classes or {}).get(name, ())) for name in names]
+    columns = [column(name, scenes, (classes or {}).get(name, ())) for name in names]
     picture = _compose(scenes, columns)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,8 @@ def sheet(
 # What is drawn, a task at a time.
 
 
-def _column(name: str, scenes: Sequence[Scene], class_names: Sequence[str]) -> Column:
+def column(name: str, scenes: Sequence[Scene], class_names: Sequence[str]) -> Column:
+    """One task's predictions and labels in all scenes, on one scale and with one legend."""
     predictions = [scene.predictions.get(name) for scene in scenes]
     truths = [scene.sample.get(name) for scene in scenes]
     draw = {
@@ -167,8 +168,8 @@ def _round_values(low: float, high: float) -> list[float]:
 
 def _compose(scenes: Sequence[Scene], columns: Sequence[Column]) -> np.ndarray:
     tile_w, tile_h = _tile_size(scenes)
-    with_truth = [any(column.truths[i] is not None for column in columns) for i in range(len(scenes))]
-    legends = [_draw_legend(column.legend, tile_w) for column in columns]
+    with_truth = [any(one.truths[i] is not None for one in columns) for i in range(len(scenes))]
+    legends = [_draw_legend(one.legend, tile_w) for one in columns]
     rows = len(scenes) + sum(with_truth)
     gutter = GUTTER if any(with_truth) else 0
     width = 2 * MARGIN + gutter + (1 + len(columns)) * (tile_w + GAP) - GAP
@@ -178,15 +179,15 @@ def _compose(scenes: Sequence[Scene], columns: Sequence[Column]) -> np.ndarray:
     canvas = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(canvas)
     left = [MARGIN + gutter + i * (tile_w + GAP) for i in range(1 + len(columns))]
-    for x, title in zip(left, ["input", *(column.title for column in columns)]):
+    for x, title in zip(left, ["input", *(one.title for one in columns)]):
         draw.text((x, MARGIN), title, INK, _font(19))
     top = MARGIN + HEADER
     for i, scene in enumerate(scenes):
         _paste(canvas, scene.image_HWC, left[0], top, tile_w, tile_h)
         _write_caption(draw, scene, left[0], top + tile_h + GAP - 4)
-        tiles = {"prediction": [column.predictions[i] for column in columns]}
+        tiles = {"prediction": [one.predictions[i] for one in columns]}
         if with_truth[i]:
-            tiles["truth"] = [column.truths[i] for column in columns]
+            tiles["truth"] = [one.truths[i] for one in columns]
         for word, row in tiles.items():
             if gutter:
                 _write_upright(canvas, word, top, tile_h)

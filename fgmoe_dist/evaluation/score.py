@@ -22,6 +22,7 @@ from fgmoe_dist.data.layouts import Layout
 from fgmoe_dist.data.shardset import Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.evaluation.meter import Meter
+from fgmoe_dist.evaluation.meters import DepthMeter
 from fgmoe_dist.progress import track
 
 Metrics = dict[str, float]
@@ -148,9 +149,33 @@ def read_prediction(folder: Path, task: str, id_: str) -> np.ndarray:
         array = np.load(paths[0], allow_pickle=False) if paths[0].suffix == ".npy" else _read_png(paths[0])
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise UserError(f"prediction {paths[0]} cannot be read ({error}); save it again") from error
-    if task == "normals" and array.dtype == np.uint8:
-        return array.astype(np.float32) * np.float32(2 / 255) - 1
+    return _CONVERT.get(task, _as_it_is)(array, f"prediction {paths[0]}")
+
+
+def _as_it_is(array: np.ndarray, name: str) -> np.ndarray:
     return array
+
+
+def _normals(array: np.ndarray, name: str) -> np.ndarray:
+    """Unit vectors. The meter brings any length to one and would not notice colours that nobody decoded."""
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) * np.float32(2 / 255) - 1
+    if np.issubdtype(array.dtype, np.floating) and (largest := np.abs(array).max(initial=0)) > 1.01:
+        raise UserError(
+            f"{name} has components up to {largest:.3g}; save unit vectors, or uint8 RGB with n = 2x/255 - 1"
+        )
+    return array
+
+
+def _depth(array: np.ndarray, name: str) -> np.ndarray:
+    """Metres. The median tells another unit from a few wild pixels, which are scored."""
+    floating = np.issubdtype(array.dtype, np.floating) and array.size
+    if floating and (median := float(np.median(array))) > DepthMeter.MAX_METRES:
+        raise UserError(f"{name} is {median:.3g} m at the median; save metres, not another unit")
+    return array
+
+
+_CONVERT = {"normals": _normals, "depth": _depth}
 
 
 def _read_png(path: Path) -> np.ndarray:

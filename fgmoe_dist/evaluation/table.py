@@ -15,7 +15,7 @@ Scores = dict[str, dict[str, float]]
 
 def print_scores(tasks: Sequence[Task], scores: Scores, title: str, constants: Optional[Scores] = None) -> None:
     """Every metric of every task, the headline first, beside the best constant prediction's where known."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("task")
     table.add_column("metric")
     table.add_column("better")
@@ -34,4 +34,6 @@ def print_scores(tasks: Sequence[Task], scores: Scores, title: str, constants: O
                 row += ["" if constant is None else f"{constant:.4g}"]
             table.add_row(*row, style="bold" if headline else None)
     # rich would take 80 columns where there is no terminal; a log has more.
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110).print(table)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
+    console.print(title, style="bold", soft_wrap=True, highlight=False, markup=False)  # a table would wrap it
+    console.print(table)

@@ -21,6 +21,7 @@ class Task(ABC):
     """One dense prediction task. `name` is also the key of its label in samples and batches."""
 
     name: str
+    title: str  # the name in words
     channels: int
     headline: str  # the metric that compares runs, a key of the meter's result
     lower_is_better: bool = False

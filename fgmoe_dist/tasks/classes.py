@@ -19,6 +19,7 @@ class ClassTask(Task):
 
     def __init__(self, name: str, class_names: list[str]):
         self.name, self.class_names, self.channels = name, class_names, len(class_names)
+        self.title = {"semseg": "semantic classes"}.get(name, name.replace("_", " "))
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
         loss_BHW = F.cross_entropy(prediction_BKHW, target_BHW, ignore_index=IGNORE, reduction="none")

@@ -11,7 +11,7 @@ from fgmoe_dist.tasks.base import Task, mean_over_valid
 
 
 class Depth(Task):
-    name, channels, headline, lower_is_better = "depth", 1, "rmse", True
+    name, title, channels, headline, lower_is_better = "depth", "depth", 1, "rmse", True
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
         return mean_over_valid((prediction_BKHW[:, 0] - target_BHW).abs(), target_BHW > 0)

@@ -16,7 +16,7 @@ from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
 
 
 class Edge(Task):
-    name, channels, headline = "edge", 1, "odsF"
+    name, title, channels, headline = "edge", "boundaries", 1, "odsF"
 
     def __init__(self, positive_weight: float, max_dist: float):
         """`max_dist`: matching radius of the metric as a share of the image diagonal."""

@@ -12,7 +12,7 @@ from fgmoe_dist.tasks.base import Task, mean_over_valid
 
 
 class Normals(Task):
-    name, channels, headline, lower_is_better = "normals", 3, "mean", True
+    name, title, channels, headline, lower_is_better = "normals", "surface normals", 3, "mean", True
 
     def loss(self, prediction_BKHW: Tensor, target_BKHW: Tensor) -> Tensor:
         unit_BKHW = F.normalize(prediction_BKHW, dim=1)

@@ -16,7 +16,7 @@ from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
 
 
 class Saliency(Task):
-    name, channels, headline = "sal", 2, "maxF"
+    name, title, channels, headline = "sal", "saliency", 2, "maxF"
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
         valid_BHW = target_BHW != IGNORE

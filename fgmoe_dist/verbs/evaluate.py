@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fgmoe_dist.evaluation.scores import check_writable, write_json
 from fgmoe_dist.ranks import process_group
 
 
@@ -31,12 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.json:
+        check_writable(args.json, "--json")
     with process_group() as ranks:
         from fgmoe_dist.data.augment import EvalTransform
         from fgmoe_dist.data.shardset import ShardSet
         from fgmoe_dist.evaluation.evaluate import evaluate
         from fgmoe_dist.evaluation.table import print_scores
-        from fgmoe_dist.tracking.run_folder import write_json
         from fgmoe_dist.training.checkpoint import load_model
 
         model, config, info = load_model(args.checkpoint)

@@ -5,14 +5,13 @@ Predictions are files <task>/<id>.png or .npy at the images' native size:
   depth                float32 .npy, metres     normals    float32 .npy [H, W, 3], or uint8 RGB with n = 2x/255 - 1
 
 fgmoe score --dataset nyud --root NYUDv2 --split val --predictions out/ --json scores.json
+fgmoe score --dataset mine.yaml --split val --predictions out/ --report report/
 fgmoe score --shards data/nyud/val --predictions out/ --tasks edge --baseline single_task.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,16 @@ from fgmoe_dist.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--root", type=Path, metavar="DIR", help="labels: the unpacked archive's own folder")
-    where.add_argument("--shards", metavar="WHERE", help="labels: a shard folder or pattern")
-    parser.add_argument("--dataset", choices=("nyud", "pascal"), help="layout of --root")
-    parser.add_argument("--split", default="val", choices=("train", "val"), help="split of --root (default val)")
+    parser.add_argument(
+        "--dataset",
+        metavar="nyud|pascal|FILE.yaml",
+        help="labels: layout of --root, or a file that describes a data set of your own",
+    )
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="the unpacked archive's own folder; a FILE.yaml may name it itself"
+    )
+    parser.add_argument("--split", default="val", metavar="train|val", help="split of --dataset (default val)")
+    parser.add_argument("--shards", metavar="WHERE", help="labels: a shard folder or pattern, in place of --dataset")
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR", help="folder of <task>/<id>.png|npy")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: every task with a folder of predictions")
     parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one a line")
@@ -37,39 +41,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write {task: {metric: value}}")
     parser.add_argument("--details", type=Path, metavar="FILE", help="write per-class and per-image figures as JSON")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html: figures, charts, images")
 
 
 def run(args: argparse.Namespace) -> None:
-
-    from fgmoe_dist.data.layouts import open_layout, read_id_list
-    from fgmoe_dist.data.shardset import ShardSet
-    from fgmoe_dist.evaluation.delta_m import delta_m
-    from fgmoe_dist.evaluation.score import archive_parts, score, shard_parts
+    from fgmoe_dist.data.layouts import read_id_list
+    from fgmoe_dist.evaluation.delta_m import relative_gains
+    from fgmoe_dist.evaluation.score import score
+    from fgmoe_dist.evaluation.scores import check_writable, read_scores, write_json
     from fgmoe_dist.evaluation.table import print_scores
     from fgmoe_dist.tasks import create_tasks
 
-    if args.root and not args.dataset:
-        raise UserError("--root needs --dataset nyud or --dataset pascal to say how it is laid out")
-    only = read_id_list(args.images) if args.images else None
-    info = ShardSet.open(args.shards) if args.shards else open_layout(args.dataset, args.root)
-    parts = shard_parts(info, only) if args.shards else archive_parts(info, args.split, only)
+    # What can be wrong is looked at before the work, which may take minutes.
+    for option, path in (("--json", args.json), ("--details", args.details)):
+        if path:
+            check_writable(path, option)
+    if args.workers < 1:
+        raise UserError(f"--workers is {args.workers}; give the number of processes, 1 or more")
+    if args.report and args.report.is_file():
+        raise UserError(f"--report {args.report} is a file; name a folder")
+    baseline = read_scores(args.baseline) if args.baseline else None
+    info, parts = _labels(args, read_id_list(args.images) if args.images else None)
     tasks = create_tasks(args.tasks or _predicted(args.predictions, info.tasks), info)
-    baseline = _read_baseline(args.baseline) if args.baseline else None
+    if baseline is not None:
+        _require_headlines(tasks, baseline, args.baseline)
 
     scored = score(parts, {task.name: task.meter() for task in tasks}, args.predictions, args.workers)
     scores = scored.scores()
-    images = sum(len(part.ids) for part in parts)
-    print_scores(tasks, scores, f"{images} images of {args.shards or args.root}")
-    _write(args.json, scores)
-    _write(args.details, scored.details())
+    count = sum(len(part.ids) for part in parts)
+    print_scores(tasks, scores, f"{count} images of {args.shards or args.root or args.dataset}")
+    gains = None
     if baseline is not None:
-        gain = delta_m(
-            {task.name: scores[task.name][task.headline] for task in tasks},
-            {task.name: baseline.get(task.name, {}).get(task.headline) for task in tasks},
-            {task.name: task.lower_is_better for task in tasks},
-        )
-        print(f"delta_m against {args.baseline}: {gain:+.2f} %")
-        _write(args.json, scores | {"delta_m": {"percent": gain}})
+        gains = relative_gains(_headlines(tasks, scores), _headlines(tasks, baseline), _signs(tasks))
+        gain = sum(gains.values()) / len(gains)
+        each = ", ".join(f"{task} {value:+.2f}" for task, value in gains.items())
+        print(f"delta_m against {args.baseline}: {gain:+.2f} % ({each})")
+    if args.json:
+        write_json(args.json, scores if gains is None else scores | {"delta_m": {"percent": gain, **gains}})
+    if args.details:
+        write_json(args.details, scored.details())
+    if args.report:
+        from fgmoe_dist.evaluation.report.page import write_report
+
+        title, subtitle = f"Scores of {args.predictions.name}", _describe(args, info, count)
+        page = write_report(args.report, tasks, scored, parts, args.predictions, info, title, subtitle, baseline, gains)
+        print(f"report: {page}")
+
+
+def _labels(args: argparse.Namespace, only: list[str] | None) -> tuple[Any, list]:
+    """What is known of the data set, and its images in pieces of work."""
+    from fgmoe_dist.data.layouts import open_layout
+    from fgmoe_dist.data.shardset import ShardSet
+    from fgmoe_dist.evaluation.score import archive_parts, shard_parts
+
+    if bool(args.shards) == bool(args.dataset or args.root):
+        raise UserError("the labels come from --shards, or from --dataset (with --root): give one of the two")
+    if args.shards:
+        shards = ShardSet.open(args.shards)
+        return shards, shard_parts(shards, only)
+    if not args.dataset:
+        raise UserError("--root needs --dataset nyud or --dataset pascal to say how it is laid out")
+    layout = open_layout(args.dataset, args.root)
+    return layout, archive_parts(layout, args.split, only)
 
 
 def _predicted(folder: Path, tasks: tuple[str, ...]) -> list[str]:
@@ -79,23 +112,24 @@ def _predicted(folder: Path, tasks: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _read_baseline(path: Path) -> dict[str, dict[str, float]]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"baseline {path} cannot be read ({error}); give a file that --json wrote") from error
-    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
-        raise UserError(f"baseline {path} is not {{task: {{metric: value}}}}; give a file that --json wrote")
-    return value
+def _headlines(tasks: list, scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {task.name: scores[task.name][task.headline] for task in tasks}
 
 
-def _write(path: Path | None, value: Any) -> None:
-    if path:
-        path.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
+def _signs(tasks: list) -> dict[str, bool]:
+    return {task.name: task.lower_is_better for task in tasks}
 
 
-def _without_nan(value: Any) -> Any:
-    """NaN (nothing to score) is null in JSON."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _require_headlines(tasks: list, baseline: dict[str, dict[str, float]], path: Path) -> None:
+    for task in tasks:
+        if not baseline.get(task.name, {}).get(task.headline):
+            raise UserError(
+                f"--baseline {path} has no {task.headline} of {task.name}, or it is 0: add the single-task model's, or "
+                "name the other tasks with --tasks"
+            )
+
+
+def _describe(args: argparse.Namespace, info: Any, count: int) -> str:
+    where = args.shards or args.root or args.dataset
+    split = info.split if args.shards else args.split
+    return f"{count} images of {info.dataset} {split} in {where}, predictions in {args.predictions}"

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.delta_m import delta_m
+from fgmoe_dist.evaluation.delta_m import delta_m, relative_gains
+from fgmoe_dist.tasks import create_tasks
 
 SIGN = {"semseg": False, "depth": True, "normals": True}
 
@@ -29,3 +32,20 @@ def test_worse_is_negative_and_equal_is_zero():
 def test_bad_input_is_named(scores, baseline, message):
     with pytest.raises(UserError, match=message):
         delta_m(scores, baseline, SIGN)
+
+
+def test_gains_of_each_task_have_the_sign_its_task_knows():
+    info = SimpleNamespace(
+        tasks=["semseg", "human_parts", "sal", "normals", "depth", "edge"],
+        classes={"semseg": ["a", "b"], "human_parts": ["background", "head"]},
+        boundary_max_dist=0.01,
+    )
+    tasks = create_tasks(info.tasks, info)
+    headlines = {task.name: task.headline for task in tasks}
+    assert headlines == {
+        "semseg": "mIoU", "human_parts": "mIoU", "sal": "maxF", "normals": "mean", "depth": "rmse", "edge": "odsF"
+    }  # fmt: skip
+    gains = relative_gains(
+        dict.fromkeys(headlines, 11.0), dict.fromkeys(headlines, 10.0), {t.name: t.lower_is_better for t in tasks}
+    )
+    assert gains == pytest.approx({name: -10 if name in ("depth", "normals") else 10 for name in headlines})

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fgmoe_dist import cli
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.verbs import score
 
@@ -87,11 +89,113 @@ def test_a_list_of_images(archive):
         call(*of(archive), "--images", archive / "list.txt")
 
 
-def test_faults_are_named(archive):
-    with pytest.raises(UserError, match="--root needs --dataset"):
-        call("--root", archive / "NYUDv2", "--predictions", archive / "predictions")
-    with pytest.raises(UserError, match="has none of semseg"):
-        call("--dataset", "nyud", "--root", archive / "NYUDv2", "--predictions", archive)
-    (archive / "single.json").write_text("[]")
-    with pytest.raises(UserError, match="is not {task: {metric: value}}"):
-        call(*of(archive), "--baseline", archive / "single.json")
+def test_a_described_data_set(archive):
+    (archive / "mine.yaml").write_text(
+        """
+name: mine
+root: NYUDv2
+image: {file: "images/{id}.png"}
+splits: {val: gt_sets/val.txt}
+tasks:
+  depth: {file: "depth/{id}.npy"}
+  edge: {file: "edge/{id}.png", encoding: regions, max_dist: 0.011}
+"""
+    )
+    described = "--dataset", archive / "mine.yaml", "--predictions", archive / "predictions"
+    call(*described, "--json", archive / "mine.json", "--report", archive / "report")
+    call(*of(archive), "--tasks", "depth", "edge", "--json", archive / "nyud.json")
+    assert json.loads((archive / "mine.json").read_text()) == json.loads((archive / "nyud.json").read_text())
+    page = (archive / "report" / "index.html").read_text()
+    assert "2 images of mine val in " in page and page.count("data:image/") == 2 * 2 * 3 + 2
+
+
+# ---- faults: one line, exit code 2 ----
+
+RAMP = np.linspace(0, 255, SHAPE[0] * SHAPE[1]).reshape(SHAPE)
+FAULTS = {
+    "missing": ("depth/0002", None, "depth/0002.png or .npy is missing: predict it"),
+    "wrong size": (
+        "depth/0002.npy",
+        np.ones((30, 40), np.float32),
+        "depth for image 0002 is 30 x 40, the label is 60 x",
+    ),
+    "a channel too many": ("semseg/0002.png", np.zeros((*SHAPE, 3), np.uint8), "is 60 x 80 x 3, the label is 60 x 80;"),
+    "an alpha channel": ("normals/0002.png", np.zeros((*SHAPE, 4), np.uint8), "normals for image 0002 is 60 x 80 x 4"),
+    "16-bit depth": ("depth/0002.png", np.full(SHAPE, 2000, np.uint16), "has type uint16; save float32 metres"),
+    "depth in whole metres": ("depth/0002.npy", np.full(SHAPE, 2), "has type int64; save float32 metres"),
+    "depth in millimetres": ("depth/0002.npy", np.full(SHAPE, 2000.0), "is 2e+03 m at the median; save metres"),
+    "not a number": ("depth/0002.npy", np.full(SHAPE, np.nan), "has 4800 values that are NaN or infinite"),
+    "logits": ("edge/0002.npy", RAMP.astype(np.float32), "has type float32; save uint8(255 * probability)"),
+    "a bilevel picture": ("edge/0002.png", RAMP > 100, "edge for image 0002 has type bool; save uint8(255 * prob"),
+    "class out of range": ("semseg/0002.png", np.full(SHAPE, 40, np.uint8), "has class 40; save class ids 0..39"),
+    "ignore in a prediction": ("semseg/0002.png", np.full(SHAPE, 255, np.uint8), "has class 255; save class ids 0..39"),
+    "undecoded normals": (
+        "normals/0002.npy",
+        np.full((*SHAPE, 3), 255.0),
+        "has components up to 255; save unit vectors",
+    ),
+}
+
+
+def fault_line(monkeypatch, capsys, *words):
+    """What `fgmoe score` says when it ends with code 2: exactly one line on standard error, beside progress."""
+
+    class Ended(Exception):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended, match="^2$"):
+        cli.main(["score", "--workers", "1", *map(str, words)])
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("scoring: ")]
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_prediction_is_named_with_the_cure(archive, monkeypatch, capsys, fault):
+    name, content, message = FAULTS[fault]
+    task, _, file = name.partition("/")
+    for path in (archive / "predictions" / task).glob(f"{file[:4]}.*"):
+        path.unlink()
+    if content is not None:
+        save(archive / "predictions" / name, content)
+    line = fault_line(monkeypatch, capsys, *of(archive), "--tasks", task)
+    assert message in line and task in line and "0002" in line
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n cut off", b"GIF89a"])
+def test_a_damaged_picture_is_named(archive, monkeypatch, capsys, content):
+    (archive / "predictions/semseg/0001.png").write_bytes(content)
+    assert "semseg/0001.png cannot be read" in fault_line(monkeypatch, capsys, *of(archive))
+
+
+WORDS = {
+    "--root needs --dataset nyud": lambda a: ("--root", a / "NYUDv2"),
+    "give one of the two": lambda a: ("--shards", a, "--dataset", "nyud"),
+    "--shards, or from --dataset": lambda a: (),
+    "use one of nyud, pascal, or a .yaml file": lambda a: ("--dataset", "nyu", "--root", a / "NYUDv2"),
+    "split is 'test': use one of train, val": lambda a: (*of(a), "--split", "test"),
+    "depth2": lambda a: (*of(a), "--tasks", "depth2"),
+    "has no edge/": lambda a: (*of(a), "--predictions", a / "half", "--tasks", "depth", "edge"),
+    "has none of semseg, depth, normals, edge": lambda a: (*of(a), "--predictions", a),
+    "single.json has no rmse of depth": lambda a: (*of(a), "--tasks", "depth", "--baseline", a / "single.json"),
+    "broken.json cannot be read": lambda a: (*of(a), "--baseline", a / "broken.json"),
+    "--json": lambda a: (*of(a), "--json", a / "nowhere" / "scores.json"),
+    "--report": lambda a: (*of(a), "--tasks", "depth", "--report", a / "single.json"),
+    "cannot read the id list": lambda a: (*of(a), "--images", a / "none.txt"),
+    "--workers is 0": lambda a: (*of(a), "--workers", "0"),
+}
+
+
+@pytest.mark.parametrize("message", WORDS)
+def test_bad_arguments_are_named(archive, monkeypatch, capsys, message):
+    (archive / "half" / "depth").mkdir(parents=True)
+    (archive / "single.json").write_text('{"semseg": {"mIoU": 3.0}}')
+    (archive / "broken.json").write_text("{")
+    words = WORDS[message](archive)
+    if "--predictions" not in words:
+        words += ("--predictions", archive / "predictions")
+    assert message in fault_line(monkeypatch, capsys, *words)

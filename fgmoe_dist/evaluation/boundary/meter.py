@@ -22,7 +22,7 @@ class BoundaryMeter(Meter):
         max_dist: matching radius as a share of the image diagonal (PASCAL 0.0075, NYUD 0.011).
     """
 
-    label = "boundary"
+    label, image_metric = "boundary", "odsF"
 
     def __init__(self, max_dist: float):
         if not 0 < max_dist < 1:

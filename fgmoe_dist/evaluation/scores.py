@@ -1,0 +1,49 @@
+"""Scores as a JSON file, `{task: {metric: value}}`: what `--json` writes and `--baseline` reads. NaN is null there."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from fgmoe_dist.errors import UserError
+
+Scores = dict[str, dict[str, float]]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write scores, or any nest of dictionaries of them."""
+    path.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise `UserError` if `path` cannot become a file; before the work rather than after it."""
+    if path.is_dir() or not path.parent.is_dir():
+        fault = "is a folder" if path.is_dir() else f"lies in no folder: make {path.parent}, or"
+        raise UserError(f"{option} {path} {fault}{';' if path.is_dir() else ''} name another file")
+
+
+def read_scores(path: Path) -> Scores:
+    """A file that `write_json` wrote.
+
+    Raises:
+        UserError: unreadable, or not `{task: {metric: number}}`.
+    """
+    try:
+        scores = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"scores {path} cannot be read ({error}); give a file that --json wrote") from error
+    if not isinstance(scores, dict) or not all(_is_metrics(metrics) for metrics in scores.values()):
+        raise UserError(f"scores {path} is not {{task: {{metric: number}}}}; give a file that --json wrote")
+    return scores
+
+
+def _is_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and all(v is None or type(v) in (int, float) for v in value.values())
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
