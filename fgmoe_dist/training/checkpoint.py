@@ -37,6 +37,13 @@ from fgmoe_dist.training.optimizer_state import MOMENTS, OptimizerState
 FORMAT = 1
 KINDS = ("weight", *MOMENTS)
 
+# Where a block keeps its routers, and where the layers of other libraries do.
+ROUTERS = "routed.routers.weight_TCE"
+STOCK_GATES = {
+    "deepspeed": "routed.layers.{}.deepspeed_moe.gate.wg.weight",
+    "fairscale": "routed.layers.{}.gate.wg.weight",
+}
+
 
 @dataclass(frozen=True)
 class CheckpointState:
@@ -139,7 +146,11 @@ def load_model(path: Path) -> tuple[FGMoE, Config, CheckpointState]:
         )
     with _Reader(checkpoint) as reader, torch.no_grad():
         for name, parameter in _replicated(model):
-            parameter.copy_(reader.read(f"{name}.weight", parameter.shape))
+            stock_gate = STOCK_GATES.get(state.config["experts"]["backend"])
+            if stock_gate and name.endswith(ROUTERS):
+                parameter.copy_(_read_stock_gates(reader, name.replace(ROUTERS, stock_gate), parameter.shape))
+            else:
+                parameter.copy_(reader.read(f"{name}.weight", parameter.shape))
         for prefix, layer in _expert_layers(model):
             for e in layer.logical_experts():
                 target = e.parameter if e.index is None else e.parameter[e.index]
@@ -149,6 +160,13 @@ def load_model(path: Path) -> tuple[FGMoE, Config, CheckpointState]:
 
 def _as_fused(experts: dict[str, Any]) -> dict[str, Any]:
     return {**experts, "backend": "fused", "kernel": "auto"}
+
+
+def _read_stock_gates(reader: _Reader, name: str, shape_TCE: torch.Size) -> Tensor:
+    """The fused backend's routers from a stock backend's gates, one `[E, C]` a task."""
+    tasks, channels, experts = shape_TCE
+    gates = [reader.read(f"{name.format(t)}.weight", torch.Size([experts, channels])) for t in range(tasks)]
+    return torch.stack([gate_EC.T for gate_EC in gates])
 
 
 def find_checkpoint(path: Path) -> Optional[Path]:

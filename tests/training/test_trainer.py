@@ -101,6 +101,21 @@ def test_evaluate_repeats_the_run_s_own_scores(runs):
     assert len(list((runs.folder("run") / "pictures/1").glob("*.png"))) == 2
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [dict(experts__backend="deepspeed"), dict(experts__backend="fairscale", experts__top_k=2, experts__count=1)],
+    ids=["deepspeed", "fairscale"],
+)
+def test_what_other_libraries_layers_learnt_the_fused_ones_compute(runs, backend):
+    # With two experts and both chosen, fairscale drops no token and draws no second expert.
+    alike = dict(tasks="[semseg, normals]", train__steps=2, experts__renormalise="true", parallel__ep_size=2)
+    runs.train("run", 2, **alike, **backend)
+    own = json.loads((runs.folder("run") / "eval/2.json").read_text())
+    (again,) = run_ranks(1, evaluate_verb, runs.folder("run"), runs.root / "again.json")
+    for task in own:
+        assert again[task] == pytest.approx(own[task], rel=1e-3), task
+
+
 def evaluate_verb(checkpoint, path):
     """`fgmoe evaluate` without its own process group: the rank has one already."""
     import argparse
