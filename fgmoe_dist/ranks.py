@@ -75,6 +75,18 @@ def process_group() -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
+@contextmanager
+def ended_once() -> Iterator[None]:
+    """Past its end SIGTERM is ignored: a launcher that lost another rank would cut short what this one still reports.
+
+    Launchers follow up with SIGKILL after 30 s.
+    """
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def exit_with_error(error: BaseException) -> None:
     """Ends this process: code 2 and one line for the user's mistake; 1 and a traceback for anything unforeseen.
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from fgmoe_dist.config import flatten
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.ranks import ended_once
 from fgmoe_dist.tracking.mlflow_run import MLflowRun, NoRun
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.tags import run_tags
@@ -25,7 +26,7 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
     config, steps = trainer.config.train, trainer.config.train.steps
     folder = RunFolder(trainer.config.run.dir)
     resumed = _resume(trainer, folder, resume_from)
-    with _start_tracking(trainer, folder, resumed) as tracker:
+    with _start_tracking(trainer, folder, resumed) as tracker, ended_once():
         reporter = Reporter(trainer, folder, tracker)
         while trainer.step < steps:
             report = trainer.train_step()
