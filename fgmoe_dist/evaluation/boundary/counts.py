@@ -12,10 +12,12 @@ import numpy as np
 
 from fgmoe_dist.evaluation.boundary.matching import Matcher
 from fgmoe_dist.evaluation.boundary.nms import suppress_non_maxima
-from fgmoe_dist.evaluation.boundary.thinning import thin
+from fgmoe_dist.evaluation.boundary.thinning import thin_words
 
 # float32 like the map itself: 51 / 255 and 0.2 must be a tie, and a tie is no boundary.
 THRESHOLDS_T = np.concatenate([[0.001], np.arange(1, 100) / 100, [0.999]]).astype(np.float32)
+
+_WORD = 64  # levels thinned at once
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,24 @@ def thinned_levels(ridge_HW: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
     # The cuts are nested, so those of one size are one cut.
     value = np.sort(ridge_HW[ridge_HW > THRESHOLDS_T[0]])
     size_T = len(value) - np.searchsorted(value, THRESHOLDS_T, side="right")
-    for size in np.unique(size_T):
-        same_T = size_T == size
-        yield same_T, thin(ridge_HW > THRESHOLDS_T[same_T][0])
+    levels = [size_T == size for size in np.unique(size_T)]
+    for start in range(0, len(levels), _WORD):
+        yield from _thinned_together(ridge_HW, levels[start : start + _WORD])
+
+
+def _thinned_together(ridge_HW: np.ndarray, levels: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """At most 64 levels, highest threshold first, thinned as the bits of one map of words."""
+    cut_K = np.array([THRESHOLDS_T[same_T][0] for same_T in levels])
+    # A pixel above k of the thresholds is in the k lowest levels, the last ones: the k highest bits.
+    above_HW = np.searchsorted(cut_K[::-1], ridge_HW, side="left")
+    member_K = np.array([((1 << k) - 1) << (len(levels) - k) for k in range(len(levels) + 1)], np.uint64)
+    word_HW = thin_words(member_K[above_HW])
+    pixel = np.flatnonzero(word_HW)
+    word_P = word_HW.ravel()[pixel]
+    for k, same_T in enumerate(levels):
+        map_HW = np.zeros(ridge_HW.shape, bool)
+        map_HW.ravel()[pixel] = word_P >> np.uint64(k) & np.uint64(1)
+        yield same_T, map_HW
 
 
 def match_levels(
