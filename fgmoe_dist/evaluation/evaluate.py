@@ -16,6 +16,7 @@ from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import evaluation_samples
 from fgmoe_dist.evaluation.constant import ConstantBaseline
 from fgmoe_dist.evaluation.panel import panel
+from fgmoe_dist.evaluation.scorer import Scorer
 from fgmoe_dist.models.fgmoe import FGMoE
 from fgmoe_dist.progress import track
 from fgmoe_dist.ranks import Ranks
@@ -39,9 +40,10 @@ def evaluate(
 ) -> Scores:
     """`{task: {metric: value}}` of `model` on all of `shards`; a collective call, the same result on every rank.
 
-    `constants`, by task, see the labels in the same pass. `pictures` images, evenly spread over the set, are drawn
-    into `pictures_folder`; every prediction is saved in `predictions_folder`, as `fgmoe score` reads them. `limit`
-    stops after so many images a rank, for a trial.
+    `workers` processes of each rank load images, and as many count what was predicted. `constants`, by task, see the
+    labels in the same pass. `pictures` images, evenly spread over the set, are drawn into `pictures_folder`; every
+    prediction is saved in `predictions_folder`, as `fgmoe score` reads them. `limit` stops after so many images a rank,
+    for a trial.
     """
     was_training = model.training
     model.eval()
@@ -61,21 +63,18 @@ def evaluate(
     )
     samples, count = islice(samples, limit), min(count, limit or count)
     in_step = _in_step(samples, transform.size_hw, ranks.device)
-    for index, (sample, image_3HW) in enumerate(
-        track(in_step, "evaluating", count) if ranks.is_first else in_step, first
-    ):
-        predictions = model.predict(image_3HW[None].to(ranks.device))
-        if sample is None:  # this rank has no image left; others needed its experts
-            continue
-        cropped = {name: _crop(predictions[name][0], sample["image"].shape[:2]) for name in names}
-        for name in names:
-            meters[name].update(cropped[name], sample)
-        for constant in constants.values():
-            constant.update(sample)
-        if pictures_folder and _is_pictured(index, shards.samples, pictures):
-            panel(sample["image"], cropped, sample, classes, pictures_folder / f"{sample['id']}.png", sample["id"])
-        if predictions_folder:
-            save_predictions(predictions_folder, sample["id"], cropped)
+    in_step = enumerate(track(in_step, "evaluating", count) if ranks.is_first else in_step, first)
+    with Scorer(meters, constants, workers) as scorer:
+        for index, (sample, image_3HW) in in_step:
+            predictions = model.predict(image_3HW[None].to(ranks.device))
+            if sample is None:  # this rank has no image left; others needed its experts
+                continue
+            cropped = {name: _crop(predictions[name][0], sample["image"].shape[:2]) for name in names}
+            scorer.update(cropped, sample)
+            if pictures_folder and _is_pictured(index, shards.samples, pictures):
+                panel(sample["image"], cropped, sample, classes, pictures_folder / f"{sample['id']}.png", sample["id"])
+            if predictions_folder:
+                save_predictions(predictions_folder, sample["id"], cropped)
     _add_over_ranks([*meters.values(), *constants.values()], ranks.device)
     model.train(was_training)
     return {name: meter.compute() for name, meter in meters.items()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fgmoe_dist.errors import UserError
+
+AnySums = TypeVar("AnySums", bound="Sums")
 
 
 class Sums:
@@ -25,6 +27,12 @@ class Sums:
         """Add another's `state()`."""
         assert np.shape(vector) == self._sums.shape, f"merge of {np.shape(vector)} into {self._sums.shape}"
         self._sums += np.asarray(vector, np.float64)
+
+    def empty(self: AnySums) -> AnySums:
+        """The same with nothing seen."""
+        other = copy(self)
+        other._sums = np.zeros_like(self._sums)
+        return other
 
 
 class Meter(Sums, ABC):
@@ -52,12 +60,6 @@ class Meter(Sums, ABC):
         label = sample.get(self.label)
         if label is not None:
             self._add(np.asarray(prediction), label, sample.get("id", "?"))
-
-    def empty(self) -> Meter:
-        """The same meter with nothing seen."""
-        other = copy(self)
-        other._sums = np.zeros_like(self._sums)
-        return other
 
     @abstractmethod
     def _add(self, prediction: np.ndarray, label: np.ndarray, image_id: str) -> None: ...

@@ -27,7 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw a panel of some images into DIR")
     parser.add_argument("--number-of-pictures", type=int, default=8, metavar="N", help="how many panels (default 8)")
-    parser.add_argument("--workers", type=int, default=1, metavar="W", help="loader processes a rank (default 1)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="W",
+        help="processes a rank to load, and as many to count (default 1)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
 
 
