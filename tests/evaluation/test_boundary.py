@@ -21,7 +21,7 @@ from fgmoe_dist.evaluation.boundary.curve import average_precision, f_measure, p
 from fgmoe_dist.evaluation.boundary.matching import Matcher
 from fgmoe_dist.evaluation.boundary.meter import BoundaryMeter
 from fgmoe_dist.evaluation.boundary.nms import suppress_non_maxima
-from fgmoe_dist.evaluation.boundary.thinning import thin
+from fgmoe_dist.evaluation.boundary.thinning import thin, thin_words
 
 # ---- thinning ----
 
@@ -32,6 +32,18 @@ def test_thinning_equals_skimage(seed, blur, level):
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(30, 37)), blur)
     mask = noise > level * noise.std()
     assert_array_equal(thin(mask), skimage_thin(mask))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 64))
+@settings(max_examples=15, deadline=None)
+def test_64_maps_thinned_at_once_equal_skimage_one_by_one(seed, count):
+    rng = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(rng.normal(size=(17, 23)), 1)
+    masks = [noise > level for level in rng.normal(0, noise.std(), count)]
+    words = thin_words(sum(mask.astype(np.uint64) << np.uint64(k) for k, mask in enumerate(masks)))
+    for k, mask in enumerate(masks):
+        assert_array_equal(words >> np.uint64(k) & np.uint64(1), skimage_thin(mask))
+    assert not (words >> np.uint64(count - 1) >> np.uint64(1)).any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3, 3), (40, 60)])
@@ -136,6 +148,15 @@ def test_a_value_equal_to_a_threshold_is_no_boundary():
     counts = boundary_counts(probability, probability > 0, 0.01)
     assert THRESHOLDS_T[[0, 19, 20, 100]] == pytest.approx([0.001, 0.19, 0.2, 0.999])
     assert counts.predicted_T[19] > 0 and counts.predicted_T[20] == 0
+
+
+def test_a_map_of_every_value_has_a_level_for_every_threshold():
+    ridge = np.linspace(0, 1, 60 * 70, dtype=np.float32).reshape(60, 70)
+    levels = list(thinned_levels(ridge))
+    assert len(levels) == 101 and all(same_T.sum() == 1 for same_T, _ in levels)
+    assert [np.flatnonzero(same_T)[0] for same_T, _ in levels] == list(range(100, -1, -1))
+    for same_T, map_HW in levels[::9]:
+        assert_array_equal(map_HW, skimage_thin(ridge > THRESHOLDS_T[same_T][0]))
 
 
 # ---- matching ----
@@ -325,3 +346,35 @@ def test_the_bench_says_that_both_ways_agree(capsys):
     figures = run_bench(SimpleNamespace(size="80x100", images=1, max_dist=0.02, every=12))
     assert figures["largest_difference_in_matched_pixels"] == 0
     assert "101 thresholds" in capsys.readouterr().out
+
+
+# ---- the whole of it ----
+
+
+def test_the_scores_equal_those_of_the_definitions_step_by_step():
+    """Nothing shared but the thresholds: naive suppression, scikit-image's thinning, assignment by least cost."""
+    shape, max_dist = (44, 60), 0.02
+    radius = max_dist * math.hypot(*shape)
+    meter, tables = BoundaryMeter(max_dist), []
+    for seed in (0, 1, 2):
+        probability, truth = scene(*shape, seed)
+        meter.update(probability, {"id": str(seed), "boundary": truth.astype(np.uint8)})
+        ridge = naive_suppression(probability)[0].astype(np.float32)
+        rows = []
+        for threshold in THRESHOLDS_T:
+            predicted = skimage_thin(ridge > threshold)
+            pairs = cheapest_pairs_sparse(predicted, truth, radius) if predicted.any() else 0
+            rows.append((pairs, predicted.sum(), truth.sum()))
+        tables.append(np.array(rows, float))
+
+    def f(table):
+        pairs, predicted, truth = table.T
+        precision = np.where(predicted > 0, pairs / np.maximum(predicted, 1), 1)
+        recall = pairs / truth
+        return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+
+    best_rows = sum(table[f(table).argmax()] for table in tables)
+    scores = meter.compute()
+    # float32 decides a few of the suppression's ties the other way
+    assert scores["odsF"] == pytest.approx(100 * f(sum(tables)).max(), abs=0.1)
+    assert scores["ois"] == pytest.approx(100 * f(best_rows[None])[0], abs=0.1)

@@ -198,6 +198,39 @@ def test_a_negative_depth_counts_as_1e_9():
     assert meter.compute()["log_rmse"] == pytest.approx(9 * math.log(10))
 
 
+@given(st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_depth_against_a_loop_over_pixels(seed):
+    meter, pixels, rng = DepthMeter(), [], np.random.default_rng(seed)
+    for _ in range(2):
+        prediction, sample = random_pair("depth", rng, (5, 7))
+        meter.update(prediction, sample)
+        pixels += list(zip(prediction.ravel().tolist(), sample["depth"].ravel().tolist()))
+    pixels = [(max(p, 1e-9), g) for p, g in pixels if 0 < g < 80]
+
+    def mean(values):
+        values = list(values)
+        return sum(values) / len(values)
+
+    expected = {
+        "rmse": mean((p - g) ** 2 for p, g in pixels) ** 0.5,
+        "log_rmse": mean(math.log(p / g) ** 2 for p, g in pixels) ** 0.5,
+        "abs_rel": mean(abs(p - g) / g for p, g in pixels),
+        "sq_rel": mean((p - g) ** 2 / g for p, g in pixels),
+        **{f"delta{k}": 100 * mean(max(p / g, g / p) < 1.25**k for p, g in pixels) for k in (1, 2, 3)},
+    }
+    assert meter.compute() == pytest.approx(expected)
+
+
+def test_depth_ties_and_limits():
+    # a ratio of exactly 1.25 is not below it; a truth of exactly 80 m, or none at all, is not scored
+    label = np.array([[4.0, 80.0, np.nextafter(np.float32(80), np.float32(0)), 0.0]], np.float32)
+    prediction = np.array([[5.0, 1.0, 80.0, 1.0]], np.float32)
+    meter = DepthMeter()
+    meter.update(prediction, {"id": "a", "depth": label})
+    assert meter.compute()["delta1"] == 50 and meter.state()[0] == 2
+
+
 # ---- normals ----
 
 
@@ -222,6 +255,21 @@ def test_an_even_median_is_the_mean_of_the_middle_two():
     meter = NormalsMeter()
     meter.update(turned([0, 90]), {"id": "a", "normals": turned([0, 0])})
     assert meter.compute()["median"] == pytest.approx(45, abs=0.0051)
+
+
+def test_a_threshold_of_normals_is_not_reached_by_a_tie():
+    meter = NormalsMeter()
+    meter.add_angles(np.array([11.25, 22.5, 30.0]), np.ones(3))
+    assert [meter.compute()[f"within_{limit}"] for limit in ("11.25", "22.5", "30")] == pytest.approx(
+        [0, 100 / 3, 200 / 3]
+    )
+
+
+def test_the_cumulative_curve_of_normals():
+    meter = NormalsMeter()
+    meter.add_angles(np.array([10.0, 20.0, 20.0, 100.0]), np.ones(4))
+    degrees, share = meter.cumulative()
+    assert np.interp([5, 15, 25, 180], degrees, share) == pytest.approx([0, 0.25, 0.75, 1])
 
 
 def test_opposite_and_zero_normals():
@@ -299,3 +347,48 @@ def test_saliency_with_no_object_is_zero_not_a_crash():
     meter = SaliencyMeter()
     meter.update(np.full((2, 2), 255, np.uint8), {"id": "a", "sal": np.zeros((2, 2), np.uint8)})
     assert meter.compute() == pytest.approx({"maxF": 0, "maxF_legacy": 0, "mae": 1})
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_saliency_curve_and_details_against_counting(seed):
+    prediction, sample = random_pair("sal", np.random.default_rng(seed))
+    meter = SaliencyMeter()
+    meter.update(prediction, sample)
+    valid = sample["sal"] != 255
+    p, g = prediction[valid], sample["sal"][valid] == 1
+    curve, details = meter.curve(), meter.details()
+    for value in (0, 1, 128, 255):
+        found = p >= value
+        assert curve["recall"][value] == pytest.approx((found & g).sum() / max(g.sum(), 1))
+        assert curve["precision"][value] == pytest.approx((found & g).sum() / max(found.sum(), 1))
+    a, b = details["precision"], details["recall"]
+    assert 1.3 * a * b / (0.3 * a + b) == pytest.approx(meter.compute()["maxF"])
+    found = p / 255 >= details["threshold"] - 1e-9
+    assert b == pytest.approx(100 * (found & g).sum() / g.sum())
+
+
+# ---- one pixel ----
+
+
+ONE = {
+    "semseg": (np.uint8([[1]]), np.uint8([[1]]), {"mIoU": 100 / 3, "mIoU_present": 100}),
+    "depth": (
+        np.float32([[3]]),
+        np.float32([[2]]),
+        {"rmse": 1, "abs_rel": 0.5, "sq_rel": 0.5, "delta1": 0, "delta2": 100},
+    ),
+    "normals": (np.float32([[[0, 0, 1]]]), np.float32([[[0, 1, 0]]]), {"mean": 90, "median": 90.005, "within_30": 0}),
+    "sal": (np.uint8([[204]]), np.uint8([[1]]), {"maxF": 100, "maxF_legacy": 100, "mae": 0.2}),
+    # the border fades to nothing, so an image of one pixel has no predicted boundary
+    "edge": (np.uint8([[255]]), np.uint8([[1]]), {"odsF": 0, "ois": 0, "ap": 0}),
+}
+
+
+@pytest.mark.parametrize("task", ONE)
+def test_one_pixel(task):
+    prediction, label, expected = ONE[task]
+    meter = METERS[task]()
+    meter.update(prediction, {"id": "a", meter.label: label})
+    scores = meter.compute()
+    assert {name: scores[name] for name in expected} == pytest.approx(expected)
