@@ -169,7 +169,7 @@ def test_the_ranks_must_fit():
     config = build_config({"train": {"batch_size": 6, "micro_batch_size": 1}, "parallel": {"ep_size": 2}})
     check_world(config, 2)
     check_world(config, 6)
-    with pytest.raises(UserError, match="2 mistakes.*does not divide the 5 ranks.*not a multiple of .* 5 ranks"):
+    with pytest.raises(UserError, match="2 mistakes.*does not divide the 5 rank.*not a multiple of .* 5 ranks"):
         check_world(config, 5)
 
 
