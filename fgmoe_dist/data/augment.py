@@ -48,7 +48,10 @@ class Window:
         """The window of a label, each output pixel taking the source pixel under its centre."""
         rows_h = self._sources(self.top, self.height, self.source_hw[0], self.scaled_hw[0])
         cols_w = self._sources(self.left, self.width, self.source_hw[1], self.scaled_hw[1])
-        return array_HWx.take(rows_h, axis=0).take(cols_w[::-1] if self.flip else cols_w, axis=1)
+        cols_w = cols_w[::-1] if self.flip else cols_w
+        if self.scaled_hw > self.source_hw:  # widen the few source rows first, then repeat them
+            return array_HWx[rows_h[0] : rows_h[-1] + 1].take(cols_w, axis=1).take(rows_h - rows_h[0], axis=0)
+        return array_HWx.take(rows_h, axis=0).take(cols_w, axis=1)
 
     def linear(self, image_HWC: np.ndarray) -> np.ndarray:
         """The window of an image, bilinear."""
@@ -86,8 +89,49 @@ class Window:
         return (2 * np.arange(start, start + count) + 1) * source // (2 * scaled)
 
 
-class TrainTransform:
-    """Augments one sample and makes it tensors of one size.
+class Transform:
+    """Turns stored or native samples into the tensors of a batch (docs/contracts.md), written where they will lie.
+
+    To make a tensor an image and stack them would touch twice the memory, and memory is what bounds a loader.
+    """
+
+    size_hw: tuple[int, int]
+    tasks: tuple[str, ...]
+    keys: tuple[str, ...]  # what to decode
+
+    def empty(self, count: int) -> dict:
+        """A batch of `count` samples that nobody has filled: every label ignored."""
+        labels = {task: empty_labels(task, count, self.size_hw) for task in self.tasks}
+        return {"id": [""] * count, **self._empty_input(count), **labels}
+
+    def fill(self, batch: dict, index: int, sample: dict, rng: np.random.Generator) -> None:
+        """Write a sample into its place of a batch.
+
+        Args:
+            batch: from `empty`.
+            index: the place, which must be as `empty` made it.
+            sample: arrays of `keys` as far as the sample has them, and `id`.
+            rng: the only source of chance.
+        """
+        raise NotImplementedError
+
+    def __call__(self, sample: dict, rng: np.random.Generator) -> dict:
+        """One sample's tensors, without the batch's first dimension."""
+        batch = self.empty(1)
+        self.fill(batch, 0, sample, rng)
+        return {key: [level[0] for level in value] if key == "features" else value[0] for key, value in batch.items()}
+
+    def _empty_input(self, count: int) -> dict:
+        raise NotImplementedError
+
+    def _fill_labels(self, batch: dict, index: int, labels: dict[str, np.ndarray]) -> None:
+        for task in self.tasks:
+            if task in labels:
+                fill_label(task, batch[task][index], labels[task])
+
+
+class TrainTransform(Transform):
+    """Augments images, and their labels with them.
 
     Args:
         size_hw: height and width of the tensors.
@@ -122,27 +166,24 @@ class TrainTransform:
         same crops."""
         return tuple(dict.fromkeys((*self.tasks, "semseg")))
 
-    def __call__(self, sample: dict, rng: np.random.Generator) -> dict:
-        """`{"id", "image": float32 [3, SH, SW], <task>: int64 | float32}` as docs/contracts.md's batch, without B.
+    def fill(self, batch: dict, index: int, sample: dict, rng: np.random.Generator) -> None:
+        batch["id"][index] = sample["id"]
+        self._fill_labels(batch, index, self.view(sample, rng, batch["image"][index]))
 
-        Args:
-            sample: stored or native arrays of one size, with `id` and `image`.
-            rng: the only source of chance.
-        """
-        image_3HW, labels = self.view(sample, rng)
-        return {"id": sample["id"], "image": image_3HW, **label_tensors(self.tasks, labels, self.size_hw)}
+    def view(self, sample: dict, rng: np.random.Generator, image_3HW: torch.Tensor) -> dict[str, np.ndarray]:
+        """Writes the augmented image into `image_3HW`, of zeros; the labels that the sample has, cropped as it was.
 
-    def view(self, sample: dict, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
-        """The image as `__call__` gives it, and the labels that the sample has, cropped but neither padded nor tensors.
-
-        Labels stay in their stored form, as a feature cache keeps them.
+        They are not padded and in the form, stored or native, that they had: as a feature cache keeps them.
         """
         window = self._window(sample, rng)
         image_hwC = window.linear(sample["image"])
         if self.photometric:
             image_hwC = distort(image_hwC, rng)
-        labels = {task: window.stored(task, sample[task]) for task in self.tasks if task in sample}
-        return normalise(image_hwC, self.mean, self.std, self.size_hw), labels
+        fill_image(image_3HW, image_hwC, self.mean, self.std)
+        return {task: window.stored(task, sample[task]) for task in self.tasks if task in sample}
+
+    def _empty_input(self, count: int) -> dict:
+        return {"image": torch.zeros(count, 3, *self.size_hw)}
 
     def _window(self, sample: dict, rng: np.random.Generator) -> Window:
         source_hw = sample["image"].shape[:2]
@@ -174,8 +215,8 @@ class TrainTransform:
         return window
 
 
-class FeatureTransform:
-    """Makes a cached view (`fgmoe shards features`) tensors; it was augmented when the cache was built.
+class FeatureTransform(Transform):
+    """Takes views from a cache (`fgmoe shards features`); they were augmented when it was built.
 
     Args:
         size_hw: height and width of the label tensors.
@@ -187,12 +228,15 @@ class FeatureTransform:
         self.size_hw, self.tasks, self.levels_Chw = tuple(size_hw), tuple(tasks), tuple(levels_Chw)
         self.keys = ("features", *self.tasks)
 
-    def __call__(self, sample: dict, _rng: np.random.Generator) -> dict:
-        """`{"id", "features": [float16 [C, h, w], ...], <task>: int64 | float32}`."""
-        flat = torch.from_numpy(sample["features"])
-        levels = flat.split([math.prod(shape) for shape in self.levels_Chw])
-        features = [level.view(shape) for level, shape in zip(levels, self.levels_Chw)]
-        return {"id": sample["id"], "features": features, **label_tensors(self.tasks, sample, self.size_hw)}
+    def fill(self, batch: dict, index: int, sample: dict, rng: np.random.Generator) -> None:
+        batch["id"][index] = sample["id"]
+        levels = torch.from_numpy(sample["features"]).split([math.prod(shape) for shape in self.levels_Chw])
+        for level_BChw, level in zip(batch["features"], levels):
+            level_BChw[index] = level.view(level_BChw.shape[1:])
+        self._fill_labels(batch, index, sample)
+
+    def _empty_input(self, count: int) -> dict:
+        return {"features": [torch.empty(count, *shape, dtype=torch.float16) for shape in self.levels_Chw]}
 
 
 class EvalTransform:
@@ -236,20 +280,17 @@ def normalise(
     image_hwC: np.ndarray, mean: Sequence[float], std: Sequence[float], size_hw: tuple[int, int]
 ) -> torch.Tensor:
     """float32 [3, SH, SW]: (x / 255 - mean) / std, centred, 0 in the padding (the mean colour)."""
-    tensor_CHW = torch.zeros(3, *size_hw)
-    inner_Chw = unpad(tensor_CHW.numpy(), image_hwC.shape[:2])
+    tensor_3HW = torch.zeros(3, *size_hw)
+    fill_image(tensor_3HW, image_hwC, mean, std)
+    return tensor_3HW
+
+
+def fill_image(tensor_3HW: torch.Tensor, image_hwC: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Write (x / 255 - mean) / std into the middle of a tensor."""
+    inner_Chw = unpad(tensor_3HW.numpy(), image_hwC.shape[:2])
     for c in range(3):
         np.multiply(image_hwC[..., c], np.float32(1 / (255 * std[c])), out=inner_Chw[c])
         inner_Chw[c] -= np.float32(mean[c] / std[c])
-    return tensor_CHW
-
-
-def label_tensors(tasks: Sequence[str], labels: dict[str, np.ndarray], size_hw: tuple[int, int]) -> dict:
-    """The batch's form of stored or native labels; one that is not there is all ignored."""
-    return {
-        task: label_tensor(task, codec.native(task, labels[task]) if task in labels else None, size_hw)
-        for task in tasks
-    }
 
 
 def view_generator(seed: int, id_: str, view: int) -> np.random.Generator:
@@ -258,20 +299,23 @@ def view_generator(seed: int, id_: str, view: int) -> np.random.Generator:
     return np.random.default_rng([seed, _VIEW, view, int.from_bytes(digest[:8], "little")])
 
 
-def label_tensor(key: str, label_hwx: np.ndarray | None, size_hw: tuple[int, int]) -> torch.Tensor:
-    """A native label as the batch has it, centred, ignored in the padding; None becomes all ignored."""
+def empty_labels(key: str, count: int, size_hw: tuple[int, int]) -> torch.Tensor:
+    """All-ignored labels: int64 [B, SH, SW] of 255, depth float32 of 0, normals float32 [B, 3, SH, SW] of NaN."""
     kind = codec.KINDS[key]
     if kind == "normals":
-        tensor = torch.full((3, *size_hw), torch.nan)
-    elif kind == "depth":
-        tensor = torch.zeros(size_hw)
+        return torch.full((count, 3, *size_hw), torch.nan)
+    if kind == "depth":
+        return torch.zeros(count, *size_hw)
+    return torch.full((count, *size_hw), IGNORE, dtype=torch.int64)
+
+
+def fill_label(key: str, tensor: torch.Tensor, label_hwx: np.ndarray) -> None:
+    """Write a stored or native label into the middle of one sample's tensor."""
+    inner = unpad(tensor.numpy(), label_hwx.shape[:2])
+    if codec.KINDS[key] == "normals":
+        codec.unit_normals(label_hwx, out_CHW=inner)
     else:
-        tensor = torch.full(size_hw, IGNORE, dtype=torch.int64)
-    if label_hwx is not None:
-        unpad(tensor.numpy(), label_hwx.shape[:2])[...] = (
-            np.moveaxis(label_hwx, -1, 0) if kind == "normals" else label_hwx
-        )
-    return tensor
+        inner[...] = label_hwx
 
 
 def distort(image_hwC: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fgmoe_dist.data import codec
-from fgmoe_dist.data.augment import view_generator
+from fgmoe_dist.data.augment import Transform, view_generator
 from fgmoe_dist.data.shardset import BadSample, Entries, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 
@@ -148,7 +148,12 @@ class _TrainStream(_Stream):
         info = get_worker_info()
         number, step = (info.id, info.num_workers) if info else (0, 1)
         while True:
-            yield default_collate([self._sample(position, lanes, faults) for position in self._positions(number)])
+            positions = self._positions(number)
+            batch = self.transform.empty(len(positions))
+            for index, position in enumerate(positions):
+                epoch, sample = self._sample(position, lanes, faults)
+                self.transform.fill(batch, index, sample, self._generator(position, epoch, sample["id"]))
+            yield batch
             number += step
 
     def _generator(self, position: int, epoch: int, id_: str) -> np.random.Generator:
@@ -164,18 +169,19 @@ class _TrainStream(_Stream):
         first = (self.start_step + step) * self.order.batch_size + self.rank * share + part * self.micro_batch_size
         return range(first, first + self.micro_batch_size)
 
-    def _sample(self, position: int, lanes: dict[int, _Lane], faults: list[UserError]) -> dict:
-        """The sample at a position or, if it is bad, the next readable one of its lane: the same for all readers."""
+    def _sample(self, position: int, lanes: dict[int, _Lane], faults: list[UserError]) -> tuple[int, dict]:
+        """The epoch of a position, and the sample there or, if that is bad, its lane's next readable one.
+
+        Every reader finds the same.
+        """
         epoch, lane, place = self.order.locate(position)
         reader = lanes.setdefault(lane, _Lane(self.order, self.shards))
         for further in range(self.order.lane_length):
             try:
                 raw = reader.fetch(epoch, lane, (place + further) % self.order.lane_length)
-                sample = decode_sample(*raw, self.transform.keys)
+                return epoch, decode_sample(*raw, self.transform.keys)
             except BadSample as fault:
                 faults.append(fault)
-            else:
-                return self.transform(sample, self._generator(position, epoch, sample["id"]))
         raise UserError(f"{self.order.lane_length} samples in a row cannot be read, the last: {faults[-1]}")
 
 
@@ -220,7 +226,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     workers: int = 0,
-    transform: Callable[[dict, np.random.Generator], dict],
+    transform: Transform,
     views: int = 0,
     max_bad_samples: int = 0,
 ) -> Iterator[dict]:
@@ -235,7 +241,7 @@ def train_batches(
         seed: of order and augmentation.
         start_step: the global step to begin with; nothing before it is decoded.
         workers: processes; 0 reads here.
-        transform: `TrainTransform` or the like: called with (stored sample, generator); its `keys` say what to decode.
+        transform: what makes samples tensors: `TrainTransform` of images, `FeatureTransform` of cached features.
         views: so many fixed augmented views of each image, one an epoch in turn, the same that `fgmoe shards features`
             caches for this seed; 0: augmented anew each time. Cached features bring their own.
         max_bad_samples: unreadable samples this rank may pass over; the next of the lane stands in for each.

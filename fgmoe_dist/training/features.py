@@ -142,16 +142,14 @@ class _Views(Dataset):
 
     def __getitem__(self, number: int) -> tuple[_Job, Tensor, list[dict[str, np.ndarray]]] | BadSample:
         job = self.jobs[number]
-        images, labels = [], []
+        images_B3HW, labels = torch.zeros(job.shard.samples, 3, *self.transform.size_hw), []
         try:
-            for id_, entries in read_shard(job.shard).items():
+            for image_3HW, (id_, entries) in zip(images_B3HW, read_shard(job.shard).items()):
                 sample = decode_sample(job.shard, id_, entries, self.transform.keys)
-                image_3HW, stored = self.transform.view(sample, view_generator(self.seed, id_, job.view))
-                images.append(image_3HW)
-                labels.append(stored)
+                labels.append(self.transform.view(sample, view_generator(self.seed, id_, job.view), image_3HW))
         except BadSample as fault:
             return fault
-        return job, torch.stack(images), labels
+        return job, images_B3HW, labels
 
 
 def _write_all(jobs: list[_Job], views: _Views, encoder: FrozenEncoder, workers: int) -> list[list[int]]:
