@@ -9,6 +9,7 @@ from pathlib import Path
 
 # Each module offers `add_arguments(parser)` and `run(args) -> figures`.
 BENCHES = {
+    "data": ("fgmoe_dist.data.bench", "reading and augmenting full-size samples"),
     "boundary": ("fgmoe_dist.evaluation.boundary.bench", "boundary scoring of an image at 101 thresholds"),
 }
 
