@@ -1,18 +1,21 @@
 """What a task is: channels, loss, prediction, meter, headline metric, picture.
 
-This package is the only place that knows tasks by name; everything else walks a list of them.
+This package is the only place that knows tasks by name; everything else walks a list of them. torch is imported where
+it computes, as `fgmoe score` knows the tasks and needs no torch, nor do its workers.
 Shapes: B images, K channels, H x W pixels of the padded input.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fgmoe_dist.evaluation.meter import Meter
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORE = 255
 
@@ -45,5 +48,5 @@ class Task(ABC):
 
 def mean_over_valid(loss_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
     """Mean of `loss` where `valid`; `where` and not a product, so that NaN under an invalid label stays out."""
-    total = torch.where(valid_BHW, loss_BHW, torch.zeros_like(loss_BHW)).sum()
+    total = loss_BHW.where(valid_BHW, 0).sum()
     return total / valid_BHW.sum().clamp(min=1)

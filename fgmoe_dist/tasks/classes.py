@@ -5,13 +5,16 @@ Loss: cross entropy, mean over labelled pixels. Metric: mIoU over all classes.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from torch import Tensor
-from torch.nn import functional as F
 
 from fgmoe_dist.evaluation.meters import IoUMeter
 from fgmoe_dist.evaluation.pictures import picture_classes
 from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ClassTask(Task):
@@ -22,6 +25,8 @@ class ClassTask(Task):
         self.title = {"semseg": "semantic classes"}.get(name, name.replace("_", " "))
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        from torch.nn import functional as F
+
         loss_BHW = F.cross_entropy(prediction_BKHW, target_BHW, ignore_index=IGNORE, reduction="none")
         return mean_over_valid(loss_BHW, target_BHW != IGNORE)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from torch import Tensor
 
 from fgmoe_dist.evaluation.meters import DepthMeter
 from fgmoe_dist.evaluation.pictures import picture_depth
 from fgmoe_dist.tasks.base import Task, mean_over_valid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Depth(Task):

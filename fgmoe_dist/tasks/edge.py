@@ -5,14 +5,16 @@ Loss: binary cross entropy with weight w on boundary pixels and 1 - w elsewhere.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from fgmoe_dist.evaluation.meters import BoundaryMeter
 from fgmoe_dist.evaluation.pictures import picture_edge
 from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Edge(Task):
@@ -23,6 +25,9 @@ class Edge(Task):
         self.positive_weight, self.max_dist = positive_weight, max_dist
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        import torch
+        from torch.nn import functional as F
+
         valid_BHW = target_BHW != IGNORE
         label_BHW = (target_BHW == 1).to(prediction_BKHW)
         loss_BHW = F.binary_cross_entropy_with_logits(prediction_BKHW[:, 0], label_BHW, reduction="none")

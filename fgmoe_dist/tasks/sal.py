@@ -5,20 +5,25 @@ Loss: cross entropy with weights [1 - w, w], w the share of background among the
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from fgmoe_dist.evaluation.meters import SaliencyMeter
 from fgmoe_dist.evaluation.pictures import picture_saliency
 from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Saliency(Task):
     name, title, channels, headline = "sal", "saliency", 2, "maxF"
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        import torch
+        from torch.nn import functional as F
+
         valid_BHW = target_BHW != IGNORE
         background_share = (target_BHW == 0).sum() / valid_BHW.sum().clamp(min=1)
         weight_K = torch.stack([1 - background_share, background_share]).to(prediction_BKHW)

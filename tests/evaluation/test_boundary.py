@@ -122,6 +122,11 @@ def test_the_border_fades():
     assert_allclose(kept[-4, -3], 0.6 * 0.4)
 
 
+def test_the_border_of_a_tiny_image_fades_over_half_its_shorter_side():
+    kept = suppress_non_maxima(np.full((6, 30), 255, np.uint8))
+    assert_allclose(kept[3, :5], np.array([0, 1, 2, 3, 3]) / 3 * 2 / 3)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 3), (6, 4)])
 def test_tiny_images(shape):
     counts = boundary_counts(np.full(shape, 255, np.uint8), np.ones(shape, np.uint8), 0.0075)

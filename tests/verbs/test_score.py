@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -199,3 +201,13 @@ def test_bad_arguments_are_named(archive, monkeypatch, capsys, message):
     if "--predictions" not in words:
         words += ("--predictions", archive / "predictions")
     assert message in fault_line(monkeypatch, capsys, *words)
+
+
+def test_it_starts_without_torch():
+    """Two seconds a start, and as much again in every worker."""
+    program = (
+        "import sys, fgmoe_dist.tasks, fgmoe_dist.verbs.score, fgmoe_dist.evaluation.score\n"
+        "import fgmoe_dist.evaluation.report.page, fgmoe_dist.data.own\n"
+        "sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

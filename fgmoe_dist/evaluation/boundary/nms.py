@@ -2,8 +2,8 @@
 
 Written from the published description of the SEISM / structured-edges evaluation: orientation from the Hessian of the
 triangle-filtered map, a pixel dies when its value times 1.01 lies below the bilinear sample one pixel away on either
-side of it along the orientation, and the outermost five pixels fade to zero. float32 as there: at a tie with a
-threshold the last bit decides.
+side of it along the orientation, and the outermost five pixels (fewer in a tiny image) fade to zero. float32 as there:
+at a tie with a threshold the last bit decides.
 
 Shapes: H x W pixels; x runs along columns, y along rows.
 """
@@ -37,7 +37,8 @@ def suppress_non_maxima(probability_HW: np.ndarray) -> np.ndarray:
         _sample(value_HW, y_HW - across_y_HW, x_HW - across_x_HW),
     )
     kept_HW = np.where(value_HW * _MULTIPLIER < strongest_HW, np.float32(0), value_HW)
-    return kept_HW * _ramp(height)[:, None] * _ramp(width)[None, :]
+    ramp = min(_RAMP, height // 2, width // 2)
+    return kept_HW * _ramp(height, ramp)[:, None] * _ramp(width, ramp)[None, :]
 
 
 def _across(value_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,8 +68,7 @@ def _sample(value_HW: np.ndarray, y_HW: np.ndarray, x_HW: np.ndarray) -> np.ndar
     return ndimage.map_coordinates(value_HW, [y_HW, x_HW], order=1, mode="nearest")
 
 
-def _ramp(length: int) -> np.ndarray:
-    """Factors i / ramp for the i-th pixel from either end, 1 further in; a tiny image has a shorter ramp."""
-    ramp = min(_RAMP, length // 2)
+def _ramp(length: int, ramp: int) -> np.ndarray:
+    """Factors i / ramp for the i-th pixel from either end, 1 further in."""
     from_end = np.minimum(np.arange(length), np.arange(length)[::-1])
     return np.minimum(from_end, ramp).astype(np.float32) / np.float32(max(ramp, 1))
