@@ -117,7 +117,7 @@ def matrix(share_CC: np.ndarray, names: Sequence[str], title: str) -> str:
                 parts += [
                     _cell(margin + column * cell, margin + row * cell, cell, share, row == column, truth, predicted)
                 ]
-    return svg(size + 4, size + 4, title, parts)
+    return svg(size + (4 if lean == -90 else 44), size + 4, title, parts)
 
 
 def _cell(x: float, y: float, size: float, share: float, hit: bool, truth: str, predicted: str) -> str:
@@ -133,16 +133,15 @@ def precision_recall(
     axes = Axes((0, 100), (0, 100))
     parts = axes.grid("recall, %", "precision, %")
     for f in np.arange(1, 10) / 10:
-        # F = (1 + b) P R / (b P + R)  =>  R = b f P / ((1 + b) P - f)
-        precision = np.linspace(f / (1 + beta_2) + 1e-3, 1, 200)
-        recall = beta_2 * f * precision / ((1 + beta_2) * precision - f)
-        inside = recall <= 1
-        parts += [axes.line(100 * recall[inside], 100 * precision[inside], "guide")]
-        parts += [text(axes.x(100) - 3, axes.y(100 * precision[inside][0]) - 3, f"F {100 * f:.0f}", "faint", "end")]
+        # F = (1 + b) P R / (b P + R)  =>  P = F R / ((1 + b) R - b F), which is 1 at the least R
+        recall = np.geomspace(beta_2 * f / (1 + beta_2 - f), 1, 80)
+        precision = f * recall / ((1 + beta_2) * recall - beta_2 * f)
+        parts += [axes.line(100 * recall, 100 * precision, "guide")]
+        parts += [text(axes.x(100) - 3, axes.y(100 * precision[-1]) - 3, f"F {100 * f:.0f}", "faint", "end")]
     parts += [axes.line(100 * np.asarray(recall_N), 100 * np.asarray(precision_N))]
     precision, recall = best
     anchor = "end" if recall > 0.6 else "start"
-    return svg(axes.width, axes.height, title, [*parts, axes.dot(100 * recall, 100 * precision, words, anchor)])
+    return svg(axes.width, axes.height, title, [*parts, axes.dot(100 * recall, 100 * precision, words, anchor, dy=19)])
 
 
 def ranked(values_N: Sequence[float], marks: dict[int, str], y_label: str, title: str) -> str:

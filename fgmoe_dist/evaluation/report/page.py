@@ -113,9 +113,15 @@ def _section(task: Task, scored: Scored, parts: Sequence[Part], predictions: Pat
         better=_better(task),
         value=f"{meter.compute()[task.headline]:.4g}",
         image_metric=meter.image_metric,
-        figures=[*figures(meter), _spread(meter, ranked)] if ranked else [],
+        figures=_figures(meter, ranked) if ranked else [],
         examples=examples(task, meter, ranked, parts, predictions, info.classes),
     )
+
+
+def _figures(meter: Meter, ranked: Sequence[tuple[str, float]]) -> list[Figure]:
+    """In an order that fills two columns evenly."""
+    drawn = figures(meter)
+    return [*drawn[:1], _spread(meter, ranked), *drawn[1:]]
 
 
 def _spread(meter: Meter, ranked: Sequence[tuple[str, float]]) -> Figure:
