@@ -140,13 +140,15 @@ def unit_normals(normals_HWC: np.ndarray, out_CHW: np.ndarray) -> None:
 
 
 def mirror_normals(normals_HWC: np.ndarray) -> np.ndarray:
-    """A copy of stored or native normals with x turned around; what is invalid stays so."""
+    """A copy of stored or native normals with x turned around; what is invalid stays so, nothing else becomes so."""
     turned_HWC = normals_HWC.copy()
-    if normals_HWC.dtype == np.uint8:
-        valid_HW = normals_HWC[..., 0] | normals_HWC[..., 1] | normals_HWC[..., 2]
-        np.subtract(255, normals_HWC[..., 0], out=turned_HWC[..., 0], where=valid_HW != 0)
-    else:
-        np.negative(normals_HWC[..., 0], out=turned_HWC[..., 0])
+    x_HW, turned_HW = normals_HWC[..., 0], turned_HWC[..., 0]
+    if normals_HWC.dtype != np.uint8:
+        np.negative(x_HW, out=turned_HW)
+        return turned_HWC
+    rest_HW = normals_HWC[..., 1] | normals_HWC[..., 2]
+    np.subtract(255, x_HW, out=turned_HW, where=(x_HW | rest_HW) != 0)
+    turned_HW[(x_HW == 255) & (rest_HW == 0)] = 1  # (255, 0, 0), no unit vector, would be black
     return turned_HWC
 
 

@@ -93,21 +93,25 @@ class _Lane:
     ends: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # where each turn ends in the epoch
     turn: int = -1
     samples: list[tuple[str, Entries]] = field(default_factory=list)
+    fault: BadSample | None = None  # why the shard it stands in cannot be read
 
-    def fetch(self, epoch: int, lane: int, place: int) -> tuple[Shard, str, Entries]:
-        """The raw sample at a place of the lane."""
+    def fetch(self, epoch: int, place: int) -> tuple[Shard, str, Entries]:
+        """The raw sample at a place of the epoch's whole line, or `BadSample`."""
         if epoch != self.epoch:
             self.epoch, self.turn = epoch, -1
             self.turns = self.order.shard_order(epoch)
             self.ends = np.cumsum(np.array(self.order.shard_sizes)[self.turns])
-        place += lane * self.order.lane_length
         turn = int(np.searchsorted(self.ends, place, side="right"))
         shard = self.views[epoch % len(self.views)][self.turns[turn]]
         if turn != self.turn:
-            self.turn, self.samples = -1, []  # before the next is read, so that only one is held
-            raw = list(read_shard(shard).items())
-            self.samples = [raw[i] for i in self.order.within(epoch, turn, self.turns[turn])]
-            self.turn = turn
+            self.turn, self.samples, self.fault = turn, [], None  # before the next is read: only one is held
+            try:
+                raw = list(read_shard(shard).items())
+                self.samples = [raw[i] for i in self.order.within(epoch, turn, self.turns[turn])]
+            except BadSample as fault:
+                self.fault = fault
+        if self.fault:
+            raise self.fault
         return shard, *self.samples[place - (self.ends[turn] - shard.samples)]
 
 
@@ -170,19 +174,20 @@ class _TrainStream(_Stream):
         return range(first, first + self.micro_batch_size)
 
     def _sample(self, position: int, lanes: dict[int, _Lane], faults: list[UserError]) -> tuple[int, dict]:
-        """The epoch of a position, and the sample there or, if that is bad, its lane's next readable one.
+        """The epoch of a position, and the sample there or, if that is bad, the next readable one behind it.
 
         Every reader finds the same.
         """
         epoch, lane, place = self.order.locate(position)
         reader = lanes.setdefault(lane, _Lane(self.order, self.shards))
-        for further in range(self.order.lane_length):
+        first, epoch_length = lane * self.order.lane_length + place, self.order.lanes * self.order.lane_length
+        for further in range(epoch_length):
             try:
-                raw = reader.fetch(epoch, lane, (place + further) % self.order.lane_length)
+                raw = reader.fetch(epoch, (first + further) % epoch_length)
                 return epoch, decode_sample(*raw, self.transform.keys)
             except BadSample as fault:
                 faults.append(fault)
-        raise UserError(f"{self.order.lane_length} samples in a row cannot be read, the last: {faults[-1]}")
+        raise UserError(f"none of {epoch_length} samples in a row can be read, the last: {faults[-1]}")
 
 
 class _EvaluationStream(_Stream):

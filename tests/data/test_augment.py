@@ -1,6 +1,7 @@
 """Augmentation: alignment to a pixel, and the laws each label obeys, whatever the chance."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -103,6 +104,87 @@ def test_image_and_labels_stay_aligned_to_a_pixel(seed):
         off_HW = np.abs(image_HW - label_HW)[inside_HW]
         assert off_HW.max() <= 0.5 + 1 / 16
         assert (off_HW < 0.01).mean() > 0.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS)
+def test_every_label_shows_the_source_pixel_that_the_image_shows(seed):
+    """A checker scene whose image and labels all tell where in the source they are from.
+
+    Red and green are 4x and 4y, semseg and parts x and y: bilinear and nearest pixel differ by half a pixel at most,
+    and OpenCV's 1/32 pixel grid and the rounding of red and green by an eighth. All labels show one and the same pixel.
+    """
+    y_HW, x_HW = np.mgrid[:50, :60]
+    angle_HW = (x_HW + 60 * y_HW) / 1000
+    labels = {
+        "semseg": x_HW.astype(np.uint8),
+        "human_parts": y_HW.astype(np.uint8),
+        "sal": ((x_HW // 5 + y_HW // 5) % 2).astype(np.uint8),
+        "edge": ((x_HW + y_HW) % 2).astype(np.uint8),
+        "depth": (1 + x_HW + 60 * y_HW).astype(np.float32),
+        "normals": np.stack([np.sin(angle_HW), 0 * angle_HW, np.cos(angle_HW)], -1).astype(np.float32),
+    }
+    image_HWC = np.stack([4 * x_HW, 4 * y_HW, 0 * x_HW], -1).astype(np.uint8)
+    transform = TrainTransform((44, 66), tasks=TASKS, photometric=False, **PLAIN)
+    out = transform({"id": "a", "image": image_HWC, **labels}, np.random.default_rng(seed))
+    inside_HW = out["semseg"].numpy() != 255
+    x_N, y_N = (out[key].numpy()[inside_HW] for key in ("semseg", "human_parts"))
+    for channel, place_N in enumerate((x_N, y_N)):
+        seen_N = out["image"][channel].numpy()[inside_HW] * 255 / 4
+        assert np.abs(seen_N - place_N).max() <= 0.5 + 1 / 16 + 1 / 8
+    for key in ("sal", "edge"):
+        np.testing.assert_array_equal(out[key].numpy()[inside_HW], labels[key][y_N, x_N])
+    ratio_N = labels["depth"][y_N, x_N] / out["depth"].numpy()[inside_HW]
+    assert np.ptp(ratio_N) < 1e-4 and 0.45 < ratio_N[0] < 2.01  # the scale, rounded to whole pixels
+    normals_NC = out["normals"].numpy()[:, inside_HW].T
+    sign = np.sign(np.diff(out["semseg"].numpy()[inside_HW.any(1).argmax()][inside_HW.any(0)].astype(int)).sum())
+    np.testing.assert_allclose(normals_NC * [sign, 1, 1], labels["normals"][y_N, x_N], atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, source=SIDES, scaled=SIDES, flip=st.booleans())
+def test_nearest_against_a_loop(seed, source, scaled, flip):
+    """The source pixel under the centre of each scaled pixel, in exact fractions."""
+    rng = np.random.default_rng(seed)
+    height, width = (int(rng.integers(1, side + 1)) for side in scaled)
+    top, left = (int(rng.integers(side - part + 1)) for side, part in zip(scaled, (height, width)))
+    label_HW = rng.integers(0, 256, source)
+    window = Window(source, scaled, top, left, height, width, flip)
+    truth_hw = np.zeros((height, width), int)
+    for i in range(height):
+        for j in range(width):
+            y = math.floor(Fraction(2 * (top + i) + 1, 2) * Fraction(source[0], scaled[0]))
+            x = math.floor(Fraction(2 * (left + j) + 1, 2) * Fraction(source[1], scaled[1]))
+            truth_hw[i, width - 1 - j if flip else j] = label_HW[y, x]
+    np.testing.assert_array_equal(window.nearest(label_HW), truth_hw)
+    np.testing.assert_array_equal(window.nearest(np.stack([label_HW] * 3, -1))[..., 1], truth_hw)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS)
+def test_stored_normals_mirror_as_native_ones_do(seed):
+    rgb_HWC = np.random.default_rng(seed).choice([0, 1, 127, 128, 254], (5, 6, 3)).astype(np.uint8)
+    truth_HWC = codec.native("normals", rgb_HWC) * np.array([-1, 1, 1], np.float32)
+    np.testing.assert_allclose(codec.native("normals", codec.mirror_normals(rgb_HWC)), truth_HWC, atol=1e-6)
+    np.testing.assert_array_equal(codec.mirror_normals(codec.mirror_normals(rgb_HWC)), rgb_HWC)
+
+
+def test_a_mirrored_normal_does_not_turn_invalid():
+    mirrored_HWC = codec.mirror_normals(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8))
+    assert np.isfinite(codec.native("normals", mirrored_HWC)).all(-1).tolist() == [[True, False]]
+
+
+def test_a_filled_batch_is_the_stack_of_its_samples():
+    transform = TrainTransform((16, 20), tasks=TASKS, **PLAIN)
+    samples = [_sample(seed) for seed in range(3)]
+    del samples[1]["depth"], samples[1]["normals"]
+    batch = transform.empty(3)
+    for index, sample in enumerate(samples):
+        transform.fill(batch, index, sample, np.random.default_rng(index))
+    for index, sample in enumerate(samples):
+        alone = transform(sample, np.random.default_rng(index))
+        for key, value in alone.items():
+            assert value == "a" if key == "id" else torch.equal(value.nan_to_num(9), batch[key][index].nan_to_num(9))
 
 
 def test_scale_one_without_chance_is_the_middle_crop_and_centred_padding():

@@ -1,9 +1,7 @@
 """Building, verifying and dumping shards of tiny archives."""
 
 import hashlib
-import io
 import json
-import pickle
 import re
 import tarfile
 
@@ -18,6 +16,7 @@ from fgmoe_dist.data.shards import build_shards, dump_sample, verify_shards
 from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 from tests.archives import write_nyud, write_pascal
+from tests.damage import add, drop, npy, png, replace, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -155,69 +154,26 @@ def test_verify_is_silent_on_a_whole_set_and_names_each_fault(built):
     assert "000002.tar (No such file or directory)" in faults[2]
 
 
-def _rewrite(folder, change):
-    """Build the first shard anew from its entries, changed, and make the index agree with its bytes."""
-    path = folder / "nyud-train-000000.tar"
-    with tarfile.open(path) as tar:
-        entries = [(member, tar.extractfile(member).read()) for member in tar]
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for member, data in change(entries):
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    path.write_bytes(buffer.getvalue())
-    index = json.loads((folder / "index.json").read_text())
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    index["shards"][0].update(bytes=len(buffer.getvalue()), sha256=digest)
-    (folder / "index.json").write_text(json.dumps(index))
-
-
-def _replace(key, data):
-    return lambda entries: [(m, data if f".{key}." in m.name and i < 6 else d) for i, (m, d) in enumerate(entries)]
-
-
-def _npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=True)
-    return buffer.getvalue()
-
-
-def _png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def _add(name, **fields):
-    def change(entries):
-        member = tarfile.TarInfo(name)
-        for field, value in fields.items():
-            setattr(member, field, value)
-        return [*entries, (member, b"" if fields else pickle.dumps(print))]
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (_replace("image", b""), "image is 0 bytes long"),
-        (_replace("semseg", b"nonsense"), "semseg is no readable png"),
-        (_replace("semseg", _png(np.zeros((3, 4), np.uint8))), "semseg is 3x4 but its image is 12x16"),
-        (_replace("semseg", _png(np.full((12, 16), 40, np.uint8))), "semseg holds 40, outside its range"),
-        (_replace("edge", _png(np.zeros((12, 16, 3), np.uint8))), r"edge has shape \(12, 16, 3\)"),
-        (_replace("depth", _npy(np.zeros((12, 16)))), "depth has type float64, not float32"),
-        (_replace("depth", _npy(np.full((12, 16), -1, np.float32))), "depth holds -1.0, outside its range"),
-        (_replace("depth", _npy(np.array([print], object))), "depth is no readable .npy"),
-        (lambda entries: [e for i, e in enumerate(entries) if i or "image" not in e[0].name], "it has no image"),
-        (_add("../../evil.image.npy"), r"'../../evil.image.npy', not ID"),
-        (_add("0009.semseg.pkl"), "'0009.semseg.pkl', not ID"),
-        (_add("0009.pyd"), "'0009.pyd', not ID"),
-        (_add("0009.image.npy", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "a link or special file"),
+        (replace("image", b""), "image is 0 bytes long"),
+        (replace("semseg", b"nonsense"), "semseg is no readable png"),
+        (replace("semseg", png(np.zeros((3, 4), np.uint8))), "semseg is 3x4 but its image is 12x16"),
+        (replace("semseg", png(np.full((12, 16), 40, np.uint8))), "semseg holds 40, outside its range"),
+        (replace("edge", png(np.zeros((12, 16, 3), np.uint8))), r"edge has shape \(12, 16, 3\)"),
+        (replace("depth", npy(np.zeros((12, 16)))), "depth has type float64, not float32"),
+        (replace("depth", npy(np.full((12, 16), -1, np.float32))), "depth holds -1.0, outside its range"),
+        (replace("depth", npy(np.array([print], object))), "depth is no readable .npy"),
+        (drop("image"), "it has no image"),
+        (add("../../evil.image.npy"), r"'../../evil.image.npy', not ID"),
+        (add("0009.semseg.pkl"), "'0009.semseg.pkl', not ID"),
+        (add("0009.pyd"), "'0009.pyd', not ID"),
+        (add("0009.image.npy", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "a link or special file"),
     ],
 )
 def test_verify_names_what_no_builder_would_write(built, change, fault):
-    _rewrite(built, change)
+    rewrite(built, change)
     faults = verify_shards(built)
     assert len(faults) == 1, faults
     assert re.search(fault, faults[0])

@@ -20,6 +20,7 @@ from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import Order, evaluation_samples, train_batches
 from fgmoe_dist.errors import UserError
 from tests.archives import write_nyud
+from tests.damage import add, drop, npy, replace, rewrite
 
 TASKS = ("semseg", "depth", "normals", "edge")
 PLAIN = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -188,6 +189,34 @@ def test_only_what_the_tasks_need_is_read(val):
     assert sample.keys() == {"id", "image", "depth"}
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_sixteen_reader_processes_over_five_shards(layout, train):
+    """Four ranks of four loader processes each, all reading at once and in step, as training does."""
+    ranks = [
+        train_batches(
+            train, TASKS, batch_size=8, micro_batch_size=1, rank=rank, world=4, seed=7, workers=4, transform=TRAIN
+        )
+        for rank in range(4)
+    ]
+    steps = []
+    for _ in range(12):  # two epochs and more
+        batches = [next(batches) for batches in ranks for _ in range(2)]
+        steps.append([(batch["id"][0], batch["image"][0]) for batch in batches])
+    _same(_steps(train, 12, batch_size=8), steps)
+    for batches in ranks:
+        batches.close()
+    parts = [
+        evaluation_samples(train, ("depth",), rank=rank, world=4, workers=4, transform=EVALUATION) for rank in range(4)
+    ]
+    assert sorted(sample["id"] for part in parts for sample, _ in part) == layout.ids("train")
+
+
+def test_a_set_behind_a_command_is_streamed(train):
+    folder = Path(train.shards[0].url).parent
+    piped = ShardSet.open(f"pipe:cat {folder}/nyud-train-{{000000..000004}}.tar")
+    _same(_steps(piped, 6), _steps(train, 6))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_shard_is_named_in_one_line(layout, tmp_path, workers):
     shardset = build_shards(layout, "val", tmp_path / "val")
@@ -217,11 +246,60 @@ def test_bad_samples_are_passed_over_up_to_the_limit(layout, tmp_path, workers, 
         _steps(shardset, 10, **options)
 
 
+def _cut_off(folder):
+    path = folder / "nyud-train-000000.tar"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost", "message"),
+    [
+        (_cut_off, 2, r"nyud-train-000000\.tar is .*copy it again"),
+        (lambda folder: rewrite(folder, replace("image", b"")), 1, "image is 0 bytes long"),
+        (lambda folder: rewrite(folder, drop("image")), 1, "it has no image"),
+        (
+            lambda folder: rewrite(folder, replace("depth", npy(np.zeros((3, 4), np.float32)))),
+            1,
+            "depth is 3x4 but its image is 12x16",
+        ),
+        (lambda folder: rewrite(folder, add("../../evil.image.npy")), 2, r"'\.\./\.\./evil\.image\.npy', not ID"),
+    ],
+    ids=["truncated tar", "0-byte image", "no image", "wrong size", "traversal"],
+)
+def test_each_kind_of_damage_is_named_and_counted(layout, tmp_path, caplog, damage, lost, message):
+    build_shards(layout, "train", tmp_path, ids=[f"{n:04d}" for n in range(1, 9)], samples_per_shard=2)
+    damage(tmp_path)
+    shardset = ShardSet.open(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        list(evaluation_samples(shardset, TASKS, transform=EVALUATION, max_bad_samples=lost - 1))
+    assert "\n" not in str(caught.value) and "nyud-train-000000.tar" in str(caught.value)
+    ids = [s["id"] for s, _ in evaluation_samples(shardset, TASKS, transform=EVALUATION, max_bad_samples=lost)]
+    assert len(ids) == 8 - lost and f"passed over ({lost} of at most {lost})" in caplog.text
+    with pytest.raises(UserError, match=message):
+        _steps(shardset, 8)
+    assert {id_ for step in _steps(shardset, 8, max_bad_samples=lost) for id_, _ in step} == set(ids)
+
+
+def test_a_sample_without_one_tasks_label_is_no_damage(layout, tmp_path):
+    build_shards(layout, "train", tmp_path, ids=["0001", "0002"], samples_per_shard=2)
+    rewrite(tmp_path, drop("depth"))
+    shardset = ShardSet.open(tmp_path)
+    lacking = shardset.shards[0].ids[0]
+    for sample, _ in evaluation_samples(shardset, TASKS, transform=EVALUATION):
+        assert ("depth" in sample) == (sample["id"] != lacking)
+    batch = next(
+        train_batches(shardset, TASKS, batch_size=2, micro_batch_size=2, rank=0, world=1, seed=0, transform=TRAIN)
+    )
+    for id_, depth, semseg in zip(batch["id"], batch["depth"], batch["semseg"]):
+        assert (depth == 0).all() if id_ == lacking else (depth > 0).any()
+        assert (semseg != 255).any()
+
+
 def test_a_set_of_bad_samples_only_stops(layout, tmp_path):
     shardset = build_shards(layout, "val", tmp_path / "val")
     for path in (tmp_path / "val").glob("*.tar"):
         path.unlink()
-    with pytest.raises(UserError, match=r"2 samples in a row cannot be read, the last: cannot read shard"):
+    with pytest.raises(UserError, match=r"none of 8 samples in a row can be read, the last: cannot read shard"):
         _steps(shardset, 1, max_bad_samples=1000)
 
 
