@@ -146,9 +146,9 @@ def read_prediction(folder: Path, task: str, id_: str) -> np.ndarray:
         fault = "both exist: remove one" if paths else "missing: predict it, or name the images with --images"
         raise UserError(f"prediction {folder / task / id_}.png or .npy is {fault}")
     try:
-        array = np.load(paths[0], allow_pickle=False) if paths[0].suffix == ".npy" else _read_png(paths[0])
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise UserError(f"prediction {paths[0]} cannot be read ({error}); save it again") from error
+        array = _read_npy(paths[0]) if paths[0].suffix == ".npy" else _read_png(paths[0])
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise UserError(f"prediction {paths[0]} cannot be read ({_first_line(error)}); save it again") from error
     return _CONVERT.get(task, _as_it_is)(array, f"prediction {paths[0]}")
 
 
@@ -176,6 +176,16 @@ def _depth(array: np.ndarray, name: str) -> np.ndarray:
 
 
 _CONVERT = {"normals": _normals, "depth": _depth}
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    """The array of an .npy file; nothing is unpickled, and no archive is opened as `np.load` would."""
+    with path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _read_png(path: Path) -> np.ndarray:

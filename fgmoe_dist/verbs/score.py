@@ -33,15 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR", help="folder of <task>/<id>.png|npy")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: every task with a folder of predictions")
     parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one a line")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), metavar="W", help="processes (default: all cores)"
-    )
+    parser.add_argument("--workers", type=int, default=_cores(), metavar="W", help="processes (default: all cores)")
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="scores of single-task models (as --json writes) for delta_m"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write {task: {metric: value}}")
     parser.add_argument("--details", type=Path, metavar="FILE", help="write per-class and per-image figures as JSON")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html: figures, charts, images")
+
+
+def _cores() -> int:
+    """Those this process may use: a batch system often grants fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--report {args.report} is a file; name a folder")
     baseline = read_scores(args.baseline) if args.baseline else None
     info, parts = _labels(args, read_id_list(args.images) if args.images else None)
-    tasks = create_tasks(args.tasks or _predicted(args.predictions, info.tasks), info)
+    tasks = create_tasks(list(dict.fromkeys(args.tasks or _predicted(args.predictions, info.tasks))), info)
     if baseline is not None:
         _require_headlines(tasks, baseline, args.baseline)
 

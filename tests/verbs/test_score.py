@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -172,6 +174,28 @@ def test_a_bad_prediction_is_named_with_the_cure(archive, monkeypatch, capsys, f
 def test_a_damaged_picture_is_named(archive, monkeypatch, capsys, content):
     (archive / "predictions/semseg/0001.png").write_bytes(content)
     assert "semseg/0001.png cannot be read" in fault_line(monkeypatch, capsys, *of(archive))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 an archive", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x01\x00\x04\x00{}  "]
+)
+def test_a_damaged_array_is_named(archive, monkeypatch, capsys, content):
+    (archive / "predictions/depth/0001.npy").write_bytes(content)
+    assert "depth/0001.npy cannot be read (" in fault_line(monkeypatch, capsys, *of(archive))
+
+
+def test_a_picture_that_claims_to_be_enormous_is_named(archive, monkeypatch, capsys):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
+    picture = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (archive / "predictions/semseg/0001.png").write_bytes(picture)
+    assert "semseg/0001.png cannot be read (Image size" in fault_line(monkeypatch, capsys, *of(archive))
+
+
+def test_a_task_named_twice_counts_once(archive):
+    (archive / "single.json").write_text('{"semseg": {"mIoU": 2.0}, "depth": {"rmse": 2.0}}')
+    words = *of(archive), "--baseline", archive / "single.json", "--json", archive / "a.json"
+    call(*words, "--tasks", "depth", "depth", "semseg")
+    assert json.loads((archive / "a.json").read_text())["delta_m"] == {"percent": 37.5, "depth": 50, "semseg": 25}
 
 
 WORDS = {
