@@ -185,8 +185,9 @@ def test_a_damaged_array_is_named(archive, monkeypatch, capsys, content):
 
 
 def test_a_picture_that_claims_to_be_enormous_is_named(archive, monkeypatch, capsys):
-    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
-    picture = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    picture = b"\x89PNG\r\n\x1a\n"
+    for chunk in (b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0), b"IDAT"):
+        picture += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     (archive / "predictions/semseg/0001.png").write_bytes(picture)
     assert "semseg/0001.png cannot be read (Image size" in fault_line(monkeypatch, capsys, *of(archive))
 
