@@ -5,12 +5,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SETTINGS ?=
 
-.PHONY: help demo test ci-dist lint env clean
+.PHONY: help demo test ci-dist lint bench env clean
 
 help:
 	@echo "make demo    train, evaluate and draw on the built-in data, expert-parallel over two processes"
 	@echo "make test    run the tests"
 	@echo "make lint    check style"
+	@echo "make bench   measure, into benchmarks/results/"
 	@echo "make env     only make the environment, in $(VENV)"
 
 env: $(VENV)/.ready
@@ -38,6 +39,10 @@ ci-dist: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: env
+	$(BIN)/fgmoe bench boundary --json benchmarks/results/boundary.json
+	$(BIN)/fgmoe bench data --json benchmarks/results/data.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -8,7 +8,6 @@ import importlib
 import sys
 
 from fgmoe_dist import __version__
-from fgmoe_dist.ranks import exit_with_error
 
 # In the order of a project's life. A verb's module is imported when it is called, so that help answers at once.
 VERBS = {
@@ -46,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         module.run(args)
     except BaseException as error:
+        from fgmoe_dist.ranks import exit_with_error  # brings torch, which many verbs do without
+
         exit_with_error(error)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Sequence
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -167,19 +167,22 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 
     Raises UserError with every mistake in one list.
     """
-    values = _read_inheriting(Path(path), seen=())
+    values, problems = _read_inheriting(Path(path), seen=()), []
     for override in overrides:
-        _apply_override(values, override)
-    return build_config(values, origin=str(path))
+        try:
+            _apply_override(values, override)
+        except UserError as error:
+            problems.append(str(error))
+    return build_config(values, str(path), problems)
 
 
-def build_config(values: dict[str, Any], origin: str = "configuration") -> Config:
-    """Validates nested `values`; UserError lists every mistake at once."""
-    problems: list[str] = []
+def build_config(values: dict[str, Any], origin: str = "configuration", known_problems: Sequence[str] = ()) -> Config:
+    """Validates nested `values`; UserError lists every mistake at once, after the `known_problems`."""
+    problems = list(known_problems)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(entry) for entry in error.errors()]
+        problems += [_explain(entry) for entry in error.errors()]
         # Drop what is faulty so that the remaining fields can still be checked against each other.
         for entry in error.errors():
             _drop(values, entry["loc"])
@@ -198,7 +201,9 @@ def check_world(config: Config, world: int) -> None:
     problems = []
     ep_size, train = config.parallel.ep_size, config.train
     if world % ep_size:
-        problems.append(f"parallel.ep_size={ep_size} does not divide the {world} rank(s) started; start a multiple of it")
+        problems.append(
+            f"parallel.ep_size={ep_size} does not divide the {world} rank(s) started; start a multiple of it"
+        )
     together = train.micro_batch_size * world
     if train.batch_size % together:
         problems.append(
@@ -211,8 +216,13 @@ def check_world(config: Config, world: int) -> None:
 
 def flatten(config: Config) -> dict[str, Any]:
     """`{"experts.top_k": 4, ...}`, as MLflow records parameters."""
+    return flatten_values(config.model_dump(mode="json"))
+
+
+def flatten_values(nested: dict[str, Any]) -> dict[str, Any]:
+    """The same for a configuration as plain values, of a checkpoint for instance."""
     flat = {}
-    for section, values in config.model_dump(mode="json").items():
+    for section, values in nested.items():
         if isinstance(values, dict):
             flat.update({f"{section}.{key}": value for key, value in values.items()})
         else:
@@ -237,6 +247,15 @@ def _conflicts(config: Config) -> list[str]:
         )
     if experts.shared_gate == "joint" and experts.score != "softmax":
         found.append("experts.shared_gate=joint is one softmax; set experts.score=softmax")
+    stride, size = config.decoder.stride, config.data.image_size
+    if any(side % stride for side in size):
+        found.append(f"data.image_size={list(size)} is not a multiple of decoder.stride={stride}; change one of them")
+    if config.train.precision == "bf16" and config.parallel.zero_stage == 0:
+        found.append(
+            "train.precision=bf16 needs parallel.zero_stage=1 or 2: at 0 DeepSpeed keeps no moments we could save"
+        )
+    if config.train.precision == "bf16" and config.encoder.precision != "bf16":
+        found.append("train.precision=bf16 casts the whole model; set encoder.precision=bf16 too")
     if experts.backend != "fused":
         for key, wanted in {"score": "softmax", "shared_gate": "none", "noise": 0.0, "kernel": "auto"}.items():
             if (value := getattr(experts, key)) != wanted:

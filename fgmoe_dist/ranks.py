@@ -6,6 +6,7 @@ started plainly is a world of one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,15 +14,17 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Iterator
+from typing import Callable, Iterator, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from fgmoe_dist.errors import UserError
+
+T = TypeVar("T")
 
 # A rank that computes longer than this between two collectives is taken for dead.
 TIMEOUT = timedelta(minutes=30)
@@ -40,10 +43,31 @@ class Ranks:
 
 
 class Terminated(SystemExit):
-    """The process was told to end by SIGTERM (a launcher that lost another rank, a cancelled job)."""
+    """The process was told to end by SIGTERM: a cancelled job."""
 
 
-@contextmanager
+class RankLost(RuntimeError):
+    """The process was told to end by SIGTERM, because the launcher has lost another rank."""
+
+
+def from_first(look: Callable[[], T]) -> T:
+    """What rank 0 finds, on every rank: files, which ranks might see differently, only one of them looks at.
+
+    A UserError there is raised everywhere.
+    """
+    box: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = look()
+        except UserError as error:
+            box[1] = str(error)
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise UserError(box[1])
+    return box[0]
+
+
+@contextlib.contextmanager
 def process_group() -> Iterator[Ranks]:
     """Joins the ranks that the launcher started; leaves them on the way out, whatever happened."""
     cuda = torch.cuda.is_available()
@@ -75,7 +99,7 @@ def process_group() -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-@contextmanager
+@contextlib.contextmanager
 def ended_once() -> Iterator[None]:
     """Past its end SIGTERM is ignored: a launcher that lost another rank would cut short what this one still reports.
 
@@ -101,6 +125,9 @@ def exit_with_error(error: BaseException) -> None:
         code = 2
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
+    elif isinstance(error, RankLost):
+        print(f"rank {rank}: {error}", file=sys.stderr)
+        code = 1
     elif isinstance(error, KeyboardInterrupt):
         code = 128 + signal.SIGINT
     else:
@@ -113,6 +140,8 @@ def exit_with_error(error: BaseException) -> None:
 
 def _take_gpu(local_rank: int) -> None:
     gpus = torch.cuda.device_count()
+    if gpus == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", "") != "":
+        local_rank = 0  # each rank was given one of its own (srun --gpus-per-task=1)
     if local_rank >= gpus:
         raise UserError(
             f"more processes than the {gpus} GPUs of this machine, and NCCL wants one each; start {gpus}, or set"
@@ -122,7 +151,18 @@ def _take_gpu(local_rank: int) -> None:
 
 
 def _terminate(signum, frame):
+    if _has_lost_a_sibling():
+        raise RankLost("another rank of this machine has died; its own message says why")
     raise Terminated(128 + signum)
+
+
+def _has_lost_a_sibling() -> bool:
+    """Whether the launcher, our parent, has fewer living children than it started ranks."""
+    with contextlib.suppress(psutil.Error):
+        children = psutil.Process(os.getppid()).children()
+        living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        return "LOCAL_WORLD_SIZE" in os.environ and len(living) < int(os.environ["LOCAL_WORLD_SIZE"])
+    return True  # a sibling, or the launcher, vanished while we looked
 
 
 def _free_port() -> int:

@@ -1,16 +1,16 @@
 """Trains FGMoE. Every launcher starts this file once a process:
 
 torchrun --nproc-per-node 2 fgmoe_dist/train.py --config configs/demo.yaml
-deepspeed --num_gpus 8 fgmoe_dist/train.py --config configs/pascal_vitb.yaml
-python fgmoe_dist/train.py --config configs/demo.yaml          (one process)
-fgmoe train --config configs/demo.yaml                         (the same)
+deepspeed --num_gpus 2 fgmoe_dist/train.py --config configs/pascal_vitb.yaml
+python fgmoe_dist/train.py --config configs/nyud_vitb.yaml       (one process)
+fgmoe train --config configs/nyud_vitb.yaml                      (the same)
 """
 
 from __future__ import annotations
 
 import argparse
 
-from fgmoe_dist.config import load_config
+from fgmoe_dist.config import check_world, load_config
 from fgmoe_dist.ranks import exit_with_error, process_group
 
 
@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check everything, train one step, evaluate one image, print the plan; write nothing",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and end")
+    parser.add_argument(
+        "--check-ranks", type=int, metavar="N", help="only check that the configuration is right and fits N ranks"
+    )
     # What deepspeed's launcher adds; LOCAL_RANK says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
@@ -42,6 +45,9 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.set)
     if args.print_config:
         print(config.to_yaml(), end="")
+        return
+    if args.check_ranks:
+        check_world(config, args.check_ranks)
         return
     with process_group() as ranks:
         # Imported here, so that --help, --print-config and mistakes in the configuration answer at once.

@@ -24,9 +24,10 @@ train_arguments() {
     done
 }
 
-# A mistake in the configuration ends here, in one line and with status 2, before a launcher buries it.
+# check_configuration RANKS: a mistake in the configuration, or one that does not fit so many ranks, ends here, in one
+# line and with status 2, before a launcher buries it.
 check_configuration() {
-    "$PYTHON" "${TRAIN[@]}" --print-config >/dev/null || exit
+    "$PYTHON" "${TRAIN[@]}" --check-ranks "$1" || exit
 }
 
 # GPUs that this process may use; 0 where there is no driver

@@ -7,12 +7,13 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 train_arguments "$@"
-check_configuration
 
 read -ra options <<<"${DEEPSPEED_ARGS:-}"
 if [[ " ${options[*]-} " != *" --hostfile"* && " ${options[*]-} " != *" -H "* ]]; then
     gpus=$(count_gpus)
-    options+=(--num_gpus="${NPROC:-$((gpus > 0 ? gpus : 1))}")
+    processes=${NPROC:-$((gpus > 0 ? gpus : 1))}
+    check_configuration "$processes"
+    options+=(--num_gpus="$processes")
 fi
 free_port='import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 options+=(--master_port="${MASTER_PORT:-$("$PYTHON" -c "$free_port")}")

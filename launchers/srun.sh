@@ -8,7 +8,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 train_arguments "$@"
-check_configuration
 
 # The smallest number of CPUs that the allocation has on one of its nodes: "8(x3),4" -> 4
 fewest_cpus() {
@@ -22,6 +21,7 @@ shape_step() {
         a_node=$(((SLURM_NTASKS + SLURM_NNODES - 1) / SLURM_NNODES))
     fi
     a_node=${a_node:-${SLURM_GPUS_ON_NODE:-1}}
+    check_configuration "${SLURM_NTASKS:-$((a_node * SLURM_NNODES))}"
     STEP+=(--nodes="$SLURM_NNODES" --ntasks="${SLURM_NTASKS:-$((a_node * SLURM_NNODES))}" --ntasks-per-node="$a_node")
     if [[ -z $cpus ]]; then
         cpus=$(($(fewest_cpus) / a_node))

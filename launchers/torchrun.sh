@@ -6,10 +6,10 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 train_arguments "$@"
-check_configuration
 
 gpus=$(count_gpus)
 processes=${NPROC:-$((gpus > 0 ? gpus : 1))}
+check_configuration $((processes * ${NNODES:-1}))
 # torchrun would set 1, and print six lines to say so.
 share=$(($(nproc) / processes))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}

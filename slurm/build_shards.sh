@@ -10,7 +10,7 @@
 # Build the training and validation shards of an archive on one node, where the configurations look for them:
 #   sbatch slurm/build_shards.sh nyud /archives/NYUDv2 [OUT] [more options of `fgmoe shards build`]
 #   sbatch slurm/build_shards.sh pascal /archives/PASCALContext
-# OUT is the folder of the two sets, by default data/DATASET/shards.
+# OUT is the folder of the two sets, by default data/DATASET.
 set -euo pipefail
 
 # sbatch runs a copy of this file: the scheduler says where the original lies, once for each task of an array.
@@ -20,7 +20,7 @@ cd "$ROOT"
 source launchers/common.sh
 
 (($# >= 2)) || die "name the data set and its folder: sbatch slurm/build_shards.sh nyud|pascal ROOT [OUT]"
-dataset=$1 archive=$2 out=data/$1/shards
+dataset=$1 archive=$2 out=data/$1
 shift 2
 if [[ ${1:--} != -* ]]; then
     out=$1

@@ -68,6 +68,8 @@ train() {
         run_dir=runs/$name-$SLURM_JOB_ID # the job's number outlives a requeue
         set -- "$@" "run.dir=$run_dir"
     fi
+    # A later start goes on from where the one before it stopped, wherever the first began.
+    ((${SLURM_RESTART_COUNT:-0} == 0)) || set -- "$@" --resume auto
     # The last signal may have come when nothing was left to stop; that file must not stop this start of the job.
     rm -f "$run_dir/stop"
     asked_to_stop=0

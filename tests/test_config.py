@@ -159,10 +159,22 @@ def test_all_mistakes_come_in_one_list():
         ({"data": {"scale_range": [2.0, 0.5]}}, "lowest"),
         ({"data": {"max_bad_samples": -1}}, "max_bad_samples"),
         ({"train": 5}, "train=5"),
+        ({"decoder": {"stride": 7}}, "not a multiple of decoder.stride=7"),
+        ({"train": {"precision": "bf16"}}, "encoder.precision=bf16"),
+        ({"train": {"precision": "bf16"}, "parallel": {"zero_stage": 0}}, "zero_stage=1 or 2"),
     ],
 )
 def test_settings_that_contradict(values, said):
     assert said in mistakes(values)
+
+
+@pytest.mark.parametrize("name", ["nyud_vitb", "nyud_vitl", "pascal_vitb", "pascal_vitl"])
+@pytest.mark.parametrize(
+    ("ranks", "changes"),
+    [(1, []), (2, []), (2, ["parallel.ep_size=2"]), (32, ["train.batch_size=64", "parallel.ep_size=8"])],
+)
+def test_the_documented_commands_fit_their_ranks(name, ranks, changes):
+    check_world(load_config(Path(__file__).parents[1] / f"configs/{name}.yaml", changes), ranks)
 
 
 def test_the_ranks_must_fit():

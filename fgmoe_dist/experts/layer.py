@@ -141,7 +141,7 @@ class FusedExperts(RoutedExperts):
         return combine(journey.route, sums_MC).view(self.tasks, -1, self.channels)
 
     def _run_experts(self, x_MC: Tensor, weight_MK: Tensor, index_MK: Tensor) -> Tensor:
-        kernel = KERNELS[choose_kernel(self.config.kernel, x_MC.device, x_MC.dtype)]
+        kernel = KERNELS[choose_kernel(self.config.kernel, x_MC, self.bank.weights)]
         return kernel(x_MC, weight_MK, index_MK, self.bank.weights)
 
 

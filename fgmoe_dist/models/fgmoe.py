@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fgmoe_dist.config import Config
-from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.router import BalanceTerms
 from fgmoe_dist.models.aggregator import Aggregator
 from fgmoe_dist.models.block import FGMoEBlock
@@ -97,7 +96,6 @@ def create_encoder(config: Config) -> FrozenEncoder:
 
 def create_model(config: Config, info: DatasetInfo) -> FGMoE:
     """The model that `config` describes for the data set `info`; the same weights on every rank, for every layout."""
-    _check_stride(config)
     torch.manual_seed(config.run.seed)
     tasks = create_tasks(config.tasks, info, config.train.edge_positive_weight)
     encoder = create_encoder(config)
@@ -108,11 +106,3 @@ def create_model(config: Config, info: DatasetInfo) -> FGMoE:
 
         model.blocks = nn.ModuleList(checkpoint_wrapper(block) for block in model.blocks)
     return model
-
-
-def _check_stride(config: Config) -> None:
-    stride, size = config.decoder.stride, config.data.image_size
-    if any(side % stride for side in size):
-        raise UserError(
-            f"data.image_size={list(size)} is not a multiple of decoder.stride={stride}; change one of them"
-        )

@@ -1,4 +1,4 @@
-"""What a task is: channels, loss, prediction, meter, headline metric, picture.
+"""What a task is: channels, loss, prediction, meter, headline metric.
 
 This package is the only place that knows tasks by name; everything else walks a list of them. torch is imported where
 it computes, as `fgmoe score` knows the tasks and needs no torch, nor do its workers.
@@ -28,6 +28,7 @@ class Task(ABC):
     channels: int
     headline: str  # the metric that compares runs, a key of the meter's result
     lower_is_better: bool = False
+    headline_scale: float = 1.0  # brings the headline to the size of a percentage, to average over tasks
 
     @abstractmethod
     def loss(self, prediction_BKHW: Tensor, target: Tensor) -> Tensor:
@@ -40,10 +41,6 @@ class Task(ABC):
     @abstractmethod
     def meter(self) -> Meter:
         """A fresh meter with the field's metrics."""
-
-    @abstractmethod
-    def picture(self, prediction: np.ndarray) -> np.ndarray:
-        """An RGB uint8 `[H, W, 3]` picture of a prediction or a label."""
 
 
 def mean_over_valid(loss_BHW: Tensor, valid_BHW: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fgmoe_dist.evaluation.meters import IoUMeter
-from fgmoe_dist.evaluation.pictures import picture_classes
 from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
 
 if TYPE_CHECKING:
@@ -35,6 +34,3 @@ class ClassTask(Task):
 
     def meter(self) -> IoUMeter:
         return IoUMeter(self.channels, self.class_names, task=self.name)
-
-    def picture(self, prediction: np.ndarray) -> np.ndarray:
-        return picture_classes(prediction, self.class_names)

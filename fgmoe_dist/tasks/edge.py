@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fgmoe_dist.evaluation.meters import BoundaryMeter
-from fgmoe_dist.evaluation.pictures import picture_edge
 from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
 
 if TYPE_CHECKING:
@@ -39,6 +38,3 @@ class Edge(Task):
 
     def meter(self) -> BoundaryMeter:
         return BoundaryMeter(self.max_dist)
-
-    def picture(self, prediction: np.ndarray) -> np.ndarray:
-        return picture_edge(prediction)

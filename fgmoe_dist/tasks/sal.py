@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fgmoe_dist.evaluation.meters import SaliencyMeter
-from fgmoe_dist.evaluation.pictures import picture_saliency
 from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
 
 if TYPE_CHECKING:
@@ -35,6 +34,3 @@ class Saliency(Task):
 
     def meter(self) -> SaliencyMeter:
         return SaliencyMeter()
-
-    def picture(self, prediction: np.ndarray) -> np.ndarray:
-        return picture_saliency(prediction)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
 
@@ -32,6 +32,7 @@ from fgmoe_dist.config import Config, build_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.layer import RoutedExperts
 from fgmoe_dist.models.fgmoe import FGMoE, create_model
+from fgmoe_dist.tracking.run_folder import write_atomically
 from fgmoe_dist.training.optimizer_state import MOMENTS, OptimizerState
 
 FORMAT = 1
@@ -84,7 +85,7 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, state: CheckpointStat
             }
     if dist.get_rank() == 0:
         _save_tensors(beside / "decoder.safetensors", decoder)
-        (beside / "state.json").write_text(json.dumps(state.__dict__, indent=1))
+        (beside / "state.json").write_text(json.dumps(asdict(state), indent=1))
     group_name = f"ep_size_{state.ep_size}"
     if groups._get_expert_data_parallel_rank(group_name) == 0:
         ep_rank = groups._get_expert_parallel_rank(group_name)
@@ -94,11 +95,27 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, state: CheckpointStat
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
         _point(folder, "latest", final.name)
-        if state.score is not None and state.score > _best_score(folder):
-            _point(folder, "best", final.name)
         _prune(folder, keep)
     dist.barrier()
     return final
+
+
+def mark_score(checkpoint: Path, score: float) -> None:
+    """Notes in a checkpoint how good it is, higher being better, and calls it `best` if it is. Rank 0 alone."""
+    folder = checkpoint.parent
+    if score > _best_score(folder):
+        _point(folder, "best", checkpoint.name)
+    state = replace(read_state(checkpoint), score=score)
+    write_atomically(checkpoint / "state.json", json.dumps(asdict(state), indent=1))
+
+
+def rewind(folder: Path, checkpoint: Path) -> None:
+    """Makes `checkpoint` the latest of `folder`, which a run goes on from; a later `best` is of an abandoned branch."""
+    if checkpoint.parent.resolve() == folder.resolve():
+        best = _pointed(folder, "best")
+        if best is not None and best.name > checkpoint.name:
+            (folder / "best").unlink()
+        _point(folder, "latest", checkpoint.name)
 
 
 def resume(engine: DeepSpeedEngine, checkpoint: Path, expected: Mapping[str, Any]) -> CheckpointState:
@@ -155,6 +172,8 @@ def load_model(path: Path) -> tuple[FGMoE, Config, CheckpointState]:
             for e in layer.logical_experts():
                 target = e.parameter if e.index is None else e.parameter[e.index]
                 target.copy_(reader.read(f"{prefix}.{e.task}.{e.expert}.{e.weight}.weight", target.shape))
+    if config.train.precision == "bf16":  # as the engine cast it; scored in another precision it would score otherwise
+        model = model.to(torch.bfloat16)
     return model.eval(), config, state
 
 
@@ -287,6 +306,8 @@ def _best_score(folder: Path) -> float:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    kept = {*sorted(folder.glob("step-*"))[-keep:], _pointed(folder, "best"), _pointed(folder, "latest")}
+    # By age and not by step: a run resumed further back has later steps of an abandoned branch beside it.
+    by_age = sorted(folder.glob("step-*"), key=lambda path: path.stat().st_mtime)
+    kept = {*by_age[-keep:], _pointed(folder, "best"), _pointed(folder, "latest")}
     for old in set(folder.glob("step-*")) - kept:
         shutil.rmtree(old, ignore_errors=True)

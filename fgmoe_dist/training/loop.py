@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Optional
 
 import psutil
-import torch
 import torch.distributed as dist
 
-from fgmoe_dist.config import flatten
+from fgmoe_dist.config import Config, flatten, flatten_values
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.ranks import ended_once
+from fgmoe_dist.ranks import ended_once, from_first
 from fgmoe_dist.tracking.mlflow_run import MLflowRun, NoRun
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.tags import run_tags
-from fgmoe_dist.training.checkpoint import CheckpointState, find_checkpoint, resume, save_checkpoint
+from fgmoe_dist.training.checkpoint import (
+    CheckpointState,
+    find_checkpoint,
+    mark_score,
+    resume,
+    rewind,
+    save_checkpoint,
+)
 from fgmoe_dist.training.plan import parameter_counts
 from fgmoe_dist.training.report import Reporter
 from fgmoe_dist.training.trainer import Trainer
@@ -29,40 +35,52 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
     with _start_tracking(trainer, folder, resumed) as tracker, ended_once():
         reporter = Reporter(trainer, folder, tracker)
         while trainer.step < steps:
-            report = trainer.train_step()
-            at_end, stopping = trainer.step == steps, _asked_to_stop(trainer, folder)
+            reporter.observe(trainer.train_step())
+            at_end, stopping = trainer.step == steps, _asked_to_stop(folder)
+            evaluating = _due(trainer.step, config.evaluate_every) and not at_end and not stopping
             if trainer.step % config.log_every == 0 or trainer.step == 1 or at_end:
-                reporter.log(report)
-            score = None
-            if at_end or _due(trainer.step, config.evaluate_every):
-                score = reporter.evaluate(with_constants=at_end)
-            if at_end or stopping or _due(trainer.step, config.checkpoint_every) or score is not None:
-                _save(trainer, folder, score)
+                reporter.log()
+            # Saved first: whatever may go wrong in an evaluation, the training is not lost.
+            if at_end or stopping or evaluating or _due(trainer.step, config.checkpoint_every):
+                _save(trainer, folder)
+            if evaluating:
+                _evaluate(reporter, folder)
             if stopping and not at_end:
                 reporter.say(f"stopped at step {trainer.step} as asked; the same command goes on from here")
                 tracker.finish("KILLED")
                 return
-        if resumed == steps:
-            reporter.say(
-                f"{folder.path} is complete at step {steps}; raise train.steps to go on, or name another run.dir"
-            )
+        if from_first(lambda: steps not in folder.evaluations()):
+            _evaluate(reporter, folder, with_constants=True)
+        elif resumed == steps:
+            reporter.say(f"{folder.path} is complete at step {steps}; raise train.steps, or name another run.dir")
         reporter.finish()
 
 
 def _resume(trainer: Trainer, folder: RunFolder, resume_from: str) -> Optional[int]:
     """Brings `trainer` to where the checkpoint stood; its step, or None for a fresh start."""
-    checkpoint = _choose_checkpoint(folder, resume_from)
+    checkpoint = from_first(lambda: _choose_checkpoint(folder, resume_from))
+    resumed = None
     if checkpoint is not None:
         expected = {"tasks": list(trainer.config.tasks), "encoder_checksum": trainer.model.encoder.checksum}
-        trainer.step = resume(trainer.engine, checkpoint, expected).step
-    resumed = None if checkpoint is None else trainer.step
+        state = resume(trainer.engine, checkpoint, expected)
+        resumed = trainer.step = state.step
     if trainer.ranks.is_first:
-        if resumed is not None:
+        if checkpoint is not None:
             print(f"going on from {checkpoint}, step {resumed}", flush=True)
+            _tell_changes(state, trainer.config)
+            rewind(folder.checkpoints, checkpoint)
         folder.create(trainer.config.to_yaml(), resumed)
         folder.drop_old_stop(before=psutil.Process().create_time())
     dist.barrier()
     return resumed
+
+
+def _tell_changes(state: CheckpointState, config: Config) -> None:
+    """Names settings that are not the checkpoint's: often meant, sometimes a slip."""
+    was, now = flatten_values(state.config), flatten(config)
+    changes = [f"{key} {was.get(key)} -> {value}" for key, value in now.items() if was.get(key) != value]
+    if changes:
+        print(f"  with other settings than it was saved with: {', '.join(changes)}", flush=True)
 
 
 def _choose_checkpoint(folder: RunFolder, resume_from: str) -> Optional[Path]:
@@ -95,20 +113,25 @@ def _start_tracking(trainer: Trainer, folder: RunFolder, resumed: Optional[int])
     )
 
 
-def _asked_to_stop(trainer: Trainer, folder: RunFolder) -> bool:
+def _asked_to_stop(folder: RunFolder) -> bool:
     """Whether rank 0 sees the file `stop`; every rank gets the same answer at the same step."""
-    asked = torch.tensor(int(trainer.ranks.is_first and folder.stop_file.exists()), device=trainer.ranks.device)
-    dist.broadcast(asked, src=0)
-    if asked.item() and trainer.ranks.is_first:
+    asked = from_first(folder.stop_file.exists)
+    if asked and dist.get_rank() == 0:
         folder.stop_file.unlink(missing_ok=True)
-    return bool(asked.item())
+    return asked
+
+
+def _evaluate(reporter: Reporter, folder: RunFolder, with_constants: bool = False) -> None:
+    score = reporter.evaluate(with_constants)
+    if dist.get_rank() == 0:
+        mark_score(find_checkpoint(folder.checkpoints), score)
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _save(trainer: Trainer, folder: RunFolder, score: Optional[float]) -> None:
+def _save(trainer: Trainer, folder: RunFolder) -> None:
     config, shards = trainer.config, trainer.train_shards
     state = CheckpointState(
         step=trainer.step,
@@ -120,6 +143,5 @@ def _save(trainer: Trainer, folder: RunFolder, score: Optional[float]) -> None:
         world=trainer.ranks.world,
         ep_size=config.parallel.ep_size,
         zero_stage=config.parallel.zero_stage,
-        score=score,
     )
     save_checkpoint(trainer.engine, folder.checkpoints, state, config.train.keep_checkpoints)

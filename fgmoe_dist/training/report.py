@@ -24,19 +24,32 @@ class Reporter:
     def __init__(self, trainer: Trainer, folder: RunFolder, tracker: NoRun):
         self.trainer, self.folder, self.tracker = trainer, folder, tracker
         self.started, self.first_step = time.monotonic(), trainer.step
-        self.last_scores: Optional[Scores] = None
+        self.report: Optional[StepReport] = None  # of the latest step
+        self.steps, self.seconds, self.wait_seconds = 0, 0.0, 0.0  # since the last log line
 
     def say(self, line: str) -> None:
         if self.trainer.ranks.is_first:
             print(line, flush=True)
 
-    def log(self, report: StepReport) -> None:
-        """One log line, one line of metrics.jsonl, one point of every curve; a collective."""
-        losses = mean_over_ranks(report.losses)
+    def observe(self, report: StepReport) -> None:
+        """Takes note of a step, logged or not."""
+        self.report = report
+        self.steps, self.seconds = self.steps + 1, self.seconds + report.seconds
+        self.wait_seconds += report.wait_seconds
+
+    def log(self) -> None:
+        """One log line, one line of metrics.jsonl, one point of every curve; a collective.
+
+        Losses are the latest step's, exactly; speed is that of all steps since the last line.
+        """
+        losses = mean_over_ranks(self.report.losses)
         if not self.trainer.ranks.is_first:
             return
         step, steps = self.trainer.step, self.trainer.config.train.steps
-        metrics = step_metrics(report, losses, self.trainer)
+        metrics = step_metrics(self.report, losses, self.trainer)
+        metrics["images_per_second"] = self.trainer.config.train.batch_size * self.steps / self.seconds
+        metrics["data_wait_fraction"] = self.wait_seconds / self.seconds
+        self.steps, self.seconds, self.wait_seconds = 0, 0.0, 0.0
         self.folder.append(step, metrics)
         self.tracker.log(step, metrics)
         tasks = "  ".join(f"{task.name} {losses[task.name]:.3f}" for task in self.trainer.tasks)
@@ -57,7 +70,6 @@ class Reporter:
             workers=data.workers, max_bad_samples=data.max_bad_samples, constants=constants,
             pictures=trainer.config.train.pictures, pictures_folder=pictures,
         )  # fmt: skip
-        self.last_scores = scores
         constant_scores = {name: constant.compute() for name, constant in constants.items()}
         if first:
             path = self.folder.write_evaluation(step, scores)
@@ -85,8 +97,6 @@ def step_metrics(report: StepReport, losses: dict[str, float], trainer: Trainer)
             "experts/z_loss": losses["z"],
             "grad_norm": report.grad_norm,
             "lr": report.lr,
-            "images_per_second": trainer.config.train.batch_size / report.seconds,
-            "data_wait_fraction": report.wait_seconds / report.seconds,
             "memory_gib": _memory_gib(trainer.ranks.device),
         }
     )
@@ -107,16 +117,10 @@ def load_metrics(load: Tensor, task_names: list[str]) -> dict[str, float]:
 
 
 def run_score(tasks: list[Task], scores: Scores) -> float:
-    """Mean of the headline metrics, signed so that higher is better, to tell the best checkpoint by.
-
-    Errors are brought to the scale of percentages by what the field calls bad: 1 m, 50 degrees.
-    """
-    scale = {"rmse": 100.0, "mean": 2.0}
-    signed = [
-        (-scale.get(task.headline, 1.0) if task.lower_is_better else 1.0) * scores[task.name][task.headline]
-        for task in tasks
-    ]
-    return sum(signed) / len(signed)
+    """Mean of the headline metrics, signed so that higher is better, to tell the best checkpoint by."""
+    signs = [-1 if task.lower_is_better else 1 for task in tasks]
+    values = [task.headline_scale * scores[task.name][task.headline] for task in tasks]
+    return sum(sign * value for sign, value in zip(signs, values)) / len(tasks)
 
 
 def _memory_gib(device: torch.device) -> float:

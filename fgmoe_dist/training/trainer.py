@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 from typing import Iterator
@@ -93,7 +94,21 @@ class Trainer:
                 sums[name] = sums.get(name, 0) + loss.detach() / accumulation
         self.step += 1
         norm = float(self.engine.get_global_grad_norm() or 0.0)
+        self._check_finite(norm, sums)
         return StepReport(sums, load, norm, lr, time.perf_counter() - start, wait)
+
+    def _check_finite(self, norm: float, losses: dict[str, Tensor]) -> None:
+        """Ends a run that has diverged, on every rank alike, since the norm is the same everywhere.
+
+        DeepSpeed would skip the step under ZeRO 1 and 2, and ruin the weights under ZeRO 0; it reports -1 for NaN.
+        """
+        if math.isfinite(norm) and norm >= 0:
+            return
+        here = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
+        raise UserError(
+            f"step {self.step}: the gradient is not finite (losses on this rank: {here}); lower train.lr, raise"
+            f" train.warmup_steps, or look at the labels. The last checkpoint is from before"
+        )
 
     def _input(self, batch: dict) -> Tensor | list[Tensor]:
         """The images of a batch, or the cached features that stand in their place."""

@@ -291,6 +291,14 @@ def until(condition) -> None:
         time.sleep(0.02)
 
 
+def test_a_requeued_job_goes_on_from_its_own_checkpoint(job):
+    process = job.start_job("train_nyud.sh", "--resume", "/ckpt/step=40", SLURM_RESTART_COUNT="1")
+    assert process.wait(30) == 0
+    words = job.calls()
+    given = [words[number + 1] for number, word in enumerate(words) if word == "--resume"]
+    assert given == ["/ckpt/step=40", "auto"]  # the trainer takes the last
+
+
 def test_a_job_finds_its_repository_its_configuration_and_a_run_folder_of_its_own(job):
     process = job.start_job("train_nyud.sh", "train.steps=3", "--dry-run")
     assert process.wait(30) == 0
@@ -401,7 +409,7 @@ def test_build_shards_builds_both_splits_where_it_is_told(job):
     assert process.wait(30) == 0
     common = "-m fgmoe_dist.cli shards build --dataset nyud --root /archives/NYU v2"
     assert job.calls() == [
-        f"{common} --split {split} --out data/nyud/shards/{split} --workers 3 --samples-per-shard 4"
+        f"{common} --split {split} --out data/nyud/{split} --workers 3 --samples-per-shard 4"
         for split in ("train", "val")
     ]
 

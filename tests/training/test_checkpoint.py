@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,15 @@ from torch import nn
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.training.checkpoint import CheckpointState, find_checkpoint, load_model, read_state, resume
+from fgmoe_dist.training.checkpoint import (
+    CheckpointState,
+    find_checkpoint,
+    load_model,
+    mark_score,
+    read_state,
+    resume,
+    rewind,
+)
 from tests.ranks import run_ranks
 from tests.runs import Runs
 
@@ -75,10 +84,10 @@ def step(engine, number: int) -> float:
     return total.item()
 
 
-def state_of(layout, number: int = 2, score=None) -> CheckpointState:
+def state_of(layout, number: int = 2) -> CheckpointState:
     return CheckpointState(
         step=number, config={}, tasks=["depth"], classes={}, boundary_max_dist=0.01, encoder_checksum="e",
-        world=WORLD, ep_size=layout[0], zero_stage=layout[1], score=score,
+        world=WORLD, ep_size=layout[0], zero_stage=layout[1],
     )  # fmt: skip
 
 
@@ -152,11 +161,16 @@ def test_training_goes_on_alike_in_every_layout(chain):
 
 
 def write_some(folder: Path, scores: list) -> list[str]:
-    from fgmoe_dist.training.checkpoint import save_checkpoint
+    import torch.distributed as dist
+
+    from fgmoe_dist.training.checkpoint import mark_score, save_checkpoint
 
     engine = engine_of((1, 1), seed=1)
     for number, score in enumerate(scores, 1):
-        save_checkpoint(engine, folder, state_of((1, 1), number, score), keep=2)
+        checkpoint = save_checkpoint(engine, folder, state_of((1, 1), number), keep=2)
+        if score is not None and dist.get_rank() == 0:
+            mark_score(checkpoint, score)
+        dist.barrier()
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -168,6 +182,26 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     assert (tmp_path / "best").read_text().strip() == "step-00000002"
     assert find_checkpoint(tmp_path) == tmp_path / "step-00000005"
     assert read_state(tmp_path / "step-00000002").score == 9.0
+
+
+def checkpoint_folder(folder: Path, *steps: int) -> list[Path]:
+    checkpoints = []
+    for step in steps:
+        checkpoints.append(folder / f"step-{step:08d}")
+        checkpoints[-1].mkdir(parents=True)
+        (checkpoints[-1] / "state.json").write_text(json.dumps(asdict(state_of((1, 1), step))))
+    return checkpoints
+
+
+def test_going_back_leaves_no_best_of_the_abandoned_branch(tmp_path):
+    first, second = checkpoint_folder(tmp_path, 10, 20)
+    mark_score(second, 5.0)
+    rewind(tmp_path, second)
+    assert (tmp_path / "best").read_text().strip() == second.name
+    rewind(tmp_path, first)
+    assert not (tmp_path / "best").exists() and find_checkpoint(tmp_path) == first
+    rewind(tmp_path / "elsewhere", first)  # a run of its own that starts from another's checkpoint
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_half_written_checkpoint_is_none(tmp_path):

@@ -14,6 +14,7 @@ from fgmoe_dist.config import build_config
 from fgmoe_dist.data.codec import keys_of
 from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import evaluation_samples
+from fgmoe_dist.errors import UserError
 from fgmoe_dist.tasks import create_tasks
 from fgmoe_dist.training.engine import learning_rate
 from fgmoe_dist.training.report import load_metrics, run_score
@@ -153,6 +154,24 @@ def test_the_total_weighs_tasks_and_balance(runs):
         # Every token of 4 images on 14 x 18 places goes to 3 experts, in both blocks for each task.
         assert np.sum(load, axis=2).tolist() == [[4 * 14 * 18 * 3] * 4] * 2
     assert [lr for *_, lr in steps] == pytest.approx([1e-3 / 4, 1e-3 / 2 * 0.75**0.9])
+
+
+def diverge(config_file, overrides) -> list[str]:
+    trainer = trainer_on_rank(config_file, overrides)
+    said = []
+    if trainer.ranks.rank == 1:  # one rank alone is fed something bad
+        trainer.model.heads[0].predict.bias.data.fill_(float("nan"))
+    try:
+        trainer.train_step()
+    except UserError as error:
+        said.append(str(error))
+    return said
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_run_that_diverges_ends_on_every_rank(runs, zero_stage):
+    answers = run_ranks(2, diverge, runs.config_file, runs.overrides("run", dict(parallel__zero_stage=zero_stage)))
+    assert all(said and "step 1: the gradient is not finite" in said[0] for said in answers), answers
 
 
 def test_the_learning_rate_falls_as_a_power():

@@ -33,8 +33,10 @@ Kernel = Callable[[Tensor, Tensor, Tensor, BankWeights], Tensor]
 KERNELS: dict[str, Kernel] = {"reference": reference, "grouped": grouped}
 
 
-def choose_kernel(name: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose_kernel(name: str, x_MC: Tensor, bank: BankWeights) -> str:
     """Resolves `auto`. On a CPU the loop wins: its rows stay in cache, and grouped_mm saves no copies there."""
     if name != "auto":
         return name
-    return "grouped" if device.type == "cuda" and dtype == torch.bfloat16 else "reference"
+    # grouped_mm takes rows of whole 16 bytes only.
+    aligned = all(width * x_MC.element_size() % 16 == 0 for width in bank.w_in_ECH.shape[1:])
+    return "grouped" if x_MC.is_cuda and x_MC.dtype == torch.bfloat16 and aligned else "reference"
