@@ -25,7 +25,7 @@ def routed_experts(x_TNC: Tensor, router_TCE: Tensor, weights: dict, config: Exp
         for n, x_C in enumerate(x_NC):
             logits_E = x_C @ router_TCE[t]
             scores_E = torch.sigmoid(logits_E) if config.score == "sigmoid" else torch.softmax(logits_E, 0)
-            chosen = sorted(range(len(scores_E)), key=lambda e: -logits_E[e].item())[: config.top_k]  # noqa: B023
+            chosen = sorted(range(len(scores_E)), key=lambda e: -logits_E[e].item())[: config.top_k]
             kept = sum(scores_E[e] for e in chosen)
             for e in chosen:
                 gate = scores_E[e] / kept if config.renormalise else scores_E[e]
