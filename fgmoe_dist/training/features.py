@@ -11,12 +11,14 @@ of shard n of the set they were made from; so the order of the data is that of t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,6 +32,9 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.models.encoder import FrozenEncoder
 from fgmoe_dist.models.fgmoe import create_encoder
 from fgmoe_dist.progress import track
+from fgmoe_dist.ranks import Ranks, from_first
+
+T = TypeVar("T")
 
 
 def train_transform(config: Config, encoder: FrozenEncoder, tasks: Sequence[str]) -> TrainTransform:
@@ -75,9 +80,9 @@ def check_cache(train: ShardSet, val: ShardSet, config: Config, encoder: FrozenE
 
 
 def build_features(
-    config: Config, out: str | Path, views: int, *, workers: int = 0, device: torch.device | str = "cpu"
+    config: Config, out: str | Path, views: int, ranks: Ranks | None = None, *, workers: int = 0
 ) -> ShardSet:
-    """Write the features of `views` augmented views of every image of `data.train`.
+    """Write the features of `views` augmented views of every image of `data.train`; all ranks together, or one process.
 
     A finished cache of the same features is left as it is; an unfinished one is continued.
 
@@ -85,8 +90,8 @@ def build_features(
         config: of the runs that will read them: its encoder, image size, augmentation and seed.
         out: folder of the cache.
         views: K, at least 1.
-        workers: processes that read and augment; 0 does it here.
-        device: where the encoder runs.
+        ranks: of the process group, if there is one; the shards are dealt to them.
+        workers: processes a rank that read and augment; 0 does it here.
 
     Raises:
         UserError: the set cannot be read, holds features itself, `out` holds something else, or a feature is too
@@ -97,7 +102,7 @@ def build_features(
     source = ShardSet.open(config.data.train)
     if source.cache:
         raise UserError(f"data.train {config.data.train} holds features already: name the shards of images")
-    encoder = create_encoder(config).to(device)
+    encoder = create_encoder(config).to(ranks.device if ranks else "cpu")
     out = Path(out)
     plan = {
         "made_with": made_with(config, encoder),
@@ -105,20 +110,34 @@ def build_features(
         "views": views,
         "fingerprint": hashlib.sha256("".join(shard.sha256 for shard in source.shards).encode()).hexdigest(),
     }
-    if is_finished(out, plan):
+    ask_first = from_first if ranks else _ask
+    if ask_first(lambda: is_finished(out, plan)):
         return ShardSet.open(out)
-    claim(out, plan)
+    ask_first(lambda: claim(out, plan))
     folders = [out / f"view-{view:02d}" for view in range(views)]
     jobs = [_Job(shard, view, folder / shard.name) for view, folder in enumerate(folders) for shard in source.shards]
-    levels = _write_all(jobs, _Views(config, encoder, source.tasks), encoder, workers)
+    mine = jobs[ranks.rank :: ranks.world] if ranks else jobs
+    is_shown = ranks is None or ranks.is_first
+    levels = _write_all(mine, _Views(config, encoder, source.tasks), encoder, workers, is_shown)
+    if ranks:
+        dist.barrier()
+    ask_first(lambda: _finish(out, source, plan, folders, levels))
+    return ShardSet.open(out)
+
+
+def _ask(look: Callable[[], T]) -> T:
+    """`from_first` of a process that is alone."""
+    return look()
+
+
+def _finish(out: Path, source: ShardSet, plan: dict, folders: list[Path], levels: list[list[int]]) -> None:
+    """Write the index of each view, then the one that makes the cache whole."""
     keys = ("features", *source.tasks)
     for folder in folders:
         records = [record(folder / shard.name, shard.ids) for shard in source.shards]
         finish(folder, index(source, source.split, keys, records, plan))
-    whole = index(source, source.split, keys, [], plan)
-    finish(out, {**whole, "samples": source.samples, "views": [folder.name for folder in folders],
-                 "levels": levels, "made_with": plan["made_with"]})  # fmt: skip
-    return ShardSet.open(out)
+    names = {"views": [folder.name for folder in folders], "levels": levels, "made_with": plan["made_with"]}
+    finish(out, {**index(source, source.split, keys, [], plan), "samples": source.samples, **names})
 
 
 @dataclass(frozen=True)
@@ -152,7 +171,9 @@ class _Views(Dataset):
         return job, images_B3HW, labels
 
 
-def _write_all(jobs: list[_Job], views: _Views, encoder: FrozenEncoder, workers: int) -> list[list[int]]:
+def _write_all(
+    jobs: list[_Job], views: _Views, encoder: FrozenEncoder, workers: int, is_shown: bool
+) -> list[list[int]]:
     """Write the shards that are not there yet; the shape of each of the encoder's levels."""
     for folder in {job.path.parent for job in jobs}:
         folder.mkdir(exist_ok=True)
@@ -161,7 +182,7 @@ def _write_all(jobs: list[_Job], views: _Views, encoder: FrozenEncoder, workers:
         views, batch_size=None, num_workers=workers, worker_init_fn=start_worker() if workers else None,
         multiprocessing_context="forkserver" if workers else None, prefetch_factor=1 if workers else None,
     )  # fmt: skip
-    for item in track(loader, "encoding shards", len(views)):
+    for item in track(loader, "encoding shards", len(views)) if is_shown else loader:
         if isinstance(item, BadSample):
             raise item
         job, images_B3HW, labels = item

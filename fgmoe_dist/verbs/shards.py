@@ -117,16 +117,18 @@ def _dump(args: argparse.Namespace) -> None:
 
 
 def _features(args: argparse.Namespace) -> None:
-    import torch
-
     from fgmoe_dist.config import load_config
-    from fgmoe_dist.data.shards import summary
-    from fgmoe_dist.training.features import build_features
+    from fgmoe_dist.ranks import process_group
 
     config = load_config(args.config, args.set)
     views = args.views if args.views is not None else config.data.views or 4
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    figures = summary(build_features(config, args.out, views, workers=args.workers, device=device))
+    with process_group() as ranks:
+        from fgmoe_dist.data.shards import summary
+        from fgmoe_dist.training.features import build_features
+
+        figures = summary(build_features(config, args.out, views, ranks, workers=args.workers))
+        if not ranks.is_first:
+            return
     size = figures["bytes"] / figures["samples"] / figures["views"]
     print(
         f"{args.out}: {figures['views']} views of {figures['samples']} images, {figures['bytes'] / 1e6:.1f} MB "

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fgmoe_dist.config import load_config
 from fgmoe_dist.data.augment import FeatureTransform, TrainTransform
 from fgmoe_dist.data.shards import verify_shards
 from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
@@ -16,7 +17,7 @@ from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.training.features import build_features, check_cache, made_with
 from tests.ranks import run_ranks
-from tests.runs import Runs, trainer_on_rank
+from tests.runs import Runs, this_rank, trainer_on_rank
 
 VIEWS = 2
 
@@ -99,6 +100,17 @@ def test_a_cache_is_a_whole_set_of_views(home, cache):
 def _sample(shard):
     id_, entries = next(iter(read_shard(shard).items()))
     return decode_sample(shard, id_, entries, tuple(entries))
+
+
+def _build_on_rank(config_file, overrides, out):
+    build_features(load_config(config_file, overrides), out, VIEWS, this_rank())
+
+
+def test_ranks_share_the_work(home, cache, tmp_path):
+    run_ranks(2, _build_on_rank, home.config_file, home.overrides("run", {}), tmp_path / "shared")
+    files = [path.relative_to(cache) for path in cache.rglob("*.*") if path.is_file()]
+    assert len(files) == 1 + VIEWS * 5
+    assert all((tmp_path / "shared" / path).read_bytes() == (cache / path).read_bytes() for path in files)
 
 
 def test_an_interrupted_cache_goes_on_and_a_finished_one_is_kept(home, cache, tmp_path):
