@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.augment import Transform, view_generator
+from fgmoe_dist.data.post import Parcel, Post
 from fgmoe_dist.data.shardset import BadSample, Entries, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 
@@ -118,8 +119,11 @@ class _Lane:
 class _Stream(IterableDataset):
     """Hands over (value, faults met since the last value): a DataLoader passes items on in order and nothing else.
 
-    A user's error travels as a fault too, for raised in a worker it would come out as a page of traceback.
+    A user's error travels as a fault too, for raised in a worker it would come out as a page of traceback. From a
+    worker the value comes by `post`.
     """
+
+    post: Post | None = None
 
     def values(self, faults: list[UserError]) -> Iterator:
         """What this process streams; samples passed over are noted in `faults`."""
@@ -127,9 +131,10 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[object, list[UserError]]]:
         faults: list[UserError] = []
+        info = get_worker_info()
         try:
             for value in self.values(faults):
-                yield value, faults.copy()
+                yield self.post.send(info.id, value) if info else value, faults.copy()
                 faults.clear()
         except UserError as error:
             faults.append(error)
@@ -322,7 +327,7 @@ def _load(stream: _Stream, workers: int, max_bad_samples: int) -> Iterator:
                     raise fault
                 logger.warning("passed over (%d of at most %d): %s", sum(bad.values()), max_bad_samples, fault)
         if value is not None:
-            yield value
+            yield stream.post.receive(value) if isinstance(value, Parcel) else value
 
 
 def _loader(stream: _Stream, workers: int) -> DataLoader:
@@ -331,6 +336,7 @@ def _loader(stream: _Stream, workers: int) -> DataLoader:
         context = torch.multiprocessing.get_context("forkserver")
         # The server imports this module, and torch with it, once; the workers are forks of it.
         context.set_forkserver_preload([__name__])
+        stream.post = Post(workers, context)
     return DataLoader(
         stream,
         batch_size=None,
