@@ -61,11 +61,11 @@ def truth(tasks: int, settings: dict, counts) -> tuple[list, list, dict, torch.T
     config = Experts(**settings)
     torch.manual_seed(0)
     router = Routers(tasks, C, config).weight_TCE.detach().double().requires_grad_()
-    weights = {
-        (t, e): [initial_expert(C, config.fine_hidden, SEED, "block", 0, t, e)[name].double().requires_grad_() for name in WEIGHTS]
-        for t in range(tasks)
-        for e in range(config.routed)
-    }  # fmt: skip
+    weights = {}
+    for t in range(tasks):
+        for e in range(config.routed):
+            first = initial_expert(C, config.fine_hidden, SEED, "block", 0, t, e)
+            weights[t, e] = [first[name].double().requires_grad_() for name in WEIGHTS]
     xs = [tokens_of(rank, tasks, counts).double().requires_grad_() for rank in range(len(counts))]
     ys = [routed_experts(x, router, weights, config) for x in xs]
     sum(y.square().sum() for y in ys).backward()
