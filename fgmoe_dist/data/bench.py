@@ -97,7 +97,7 @@ def _bench(layout: Layout, args: argparse.Namespace) -> dict[str, Any]:
         f"  images a second a core  shards {rates['shards']:6.1f}   files {rates['files']:6.1f}   "
         f"{rates['shards'] / rates['files']:.2f} times\n"
         f"  share of a step waited  shards {waits['shards']:6.1%}   files {waits['files']:6.1%}   "
-        f"({args.workers} workers, steps of {BATCH} images in {args.step_ms:g} ms)"
+        f"(loader processes: {args.workers}; steps of {BATCH} images in {args.step_ms:g} ms)"
     )
     return {
         "native": native_hw,
