@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -35,6 +34,7 @@ from fgmoe_dist.data.shardset import (
     read_shard,
 )
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import write_atomically
 from fgmoe_dist.progress import track
 
 SAMPLES_PER_SHARD = 8  # small, so that every reader has several; 6 (PASCAL) to 20 (NYUD) MB
@@ -274,19 +274,6 @@ def finish(out: Path, index: dict) -> None:
     write_atomically(out / INDEX, json.dumps(index, indent=1).encode())
     for left_over in (out / PLAN, *out.glob(".*.part")):  # a killed builder leaves half a file under another name
         left_over.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, flush to disk, rename. The process id keeps two builders in one folder apart."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _repeated_ids(shardset: ShardSet) -> list[tuple[str, int]]:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from fgmoe_dist.errors import UserError
 
 Scores = dict[str, dict[str, float]]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write scores, or any nest of dictionaries of them."""
-    path.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -25,7 +19,7 @@ def check_writable(path: Path, option: str) -> None:
 
 
 def read_scores(path: Path) -> Scores:
-    """A file that `write_json` wrote.
+    """A file that `--json` wrote.
 
     Raises:
         UserError: unreadable, or not `{task: {metric: number}}`.
@@ -41,9 +35,3 @@ def read_scores(path: Path) -> Scores:
 
 def _is_metrics(value: Any) -> bool:
     return isinstance(value, dict) and all(v is None or type(v) in (int, float) for v in value.values())
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -24,7 +24,8 @@ from typing import Any, Callable, Iterable, Iterator, Mapping
 from urllib.parse import urlparse
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.tracking.run_folder import RunFolder, Scores, plain_scores
+from fgmoe_dist.files import plain
+from fgmoe_dist.tracking.run_folder import RunFolder, Scores
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class MLflowRun(NoRun):
         self.log(
             step, {f"eval/{task}/{name}": value for task, values in scores.items() for name, value in values.items()}
         )
-        text = json.dumps(plain_scores(scores), indent=2)
+        text = json.dumps(plain(scores), indent=2)
         self._queue(lambda: self._client.log_text(self.run_id, text, f"eval/{int(step)}.json"))
 
     def log_pictures(self, step: int, paths: Iterable[str | Path]) -> None:

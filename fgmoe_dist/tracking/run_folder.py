@@ -16,13 +16,12 @@ can only be the last one, and is dropped.
 from __future__ import annotations
 
 import json
-import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Mapping
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import plain, write_atomically, write_json
 
 Scores = dict[str, dict[str, float]]
 
@@ -73,7 +72,7 @@ class RunFolder:
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one line to `metrics.jsonl`. JSON knows no NaN and no infinity: they become null."""
-        entry = {"step": int(step), **{name: _json_number(value) for name, value in metrics.items()}}
+        entry = {"step": int(step), **plain(dict(metrics))}
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -87,7 +86,7 @@ class RunFolder:
 
     def write_evaluation(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> Path:
         """Writes `eval/<step>.json`; returns its path."""
-        return write_json(self._evaluations / f"{int(step)}.json", plain_scores(scores))
+        return write_json(self._evaluations / f"{int(step)}.json", scores)
 
     def evaluations(self) -> dict[int, Scores]:
         """Every evaluation by its step, earliest first."""
@@ -117,37 +116,8 @@ class RunFolder:
         write_atomically(self._mlflow_run_id, run_id + "\n")
 
 
-def plain_scores(scores: Mapping[str, Mapping[str, float]]) -> Scores:
-    """Scores as JSON can hold them: NaN (nothing to score) becomes null."""
-    return {task: {name: _json_number(value) for name, value in values.items()} for task, values in scores.items()}
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Writes `text` beside `path` and renames it there. Makes the parent folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
-
-
-def write_json(path: Path, value: Any) -> Path:
-    return write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{path}: is no valid JSON; remove the file or restore it") from None
-
-
-def _json_number(value: float) -> float | None:
-    value = value if isinstance(value, int) else float(value)
-    return value if math.isfinite(value) else None

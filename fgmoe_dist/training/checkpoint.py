@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from fgmoe_dist.config import Config, build_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.layer import RoutedExperts
+from fgmoe_dist.files import write_atomically
 from fgmoe_dist.models.fgmoe import FGMoE, create_model
-from fgmoe_dist.tracking.run_folder import write_atomically
 from fgmoe_dist.training.optimizer_state import MOMENTS, OptimizerState
 
 FORMAT = 1
@@ -290,9 +290,7 @@ class _Reader:
 
 
 def _point(folder: Path, pointer: str, name: str) -> None:
-    beside = folder / f".{pointer}.partial"
-    beside.write_text(name + "\n")
-    beside.replace(folder / pointer)
+    write_atomically(folder / pointer, name + "\n")
 
 
 def _pointed(folder: Path, pointer: str) -> Optional[Path]:

@@ -25,10 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from fgmoe_dist.config import Config
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.augment import TrainTransform, view_generator
-from fgmoe_dist.data.shards import claim, finish, index, is_finished, record, tar_bytes, write_atomically
+from fgmoe_dist.data.shards import claim, finish, index, is_finished, record, tar_bytes
 from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import start_worker
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import write_atomically
 from fgmoe_dist.models.encoder import FrozenEncoder
 from fgmoe_dist.models.fgmoe import create_encoder
 from fgmoe_dist.progress import track

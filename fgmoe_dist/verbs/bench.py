@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 from pathlib import Path
+
+from fgmoe_dist.files import write_json
 
 # Each module offers `add_arguments(parser)` and `run(args) -> figures`.
 BENCHES = {
@@ -25,4 +26,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     figures = importlib.import_module(BENCHES[args.bench][0]).run(args)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(args.json, figures)

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from fgmoe_dist.files import write_atomically, write_json
     from fgmoe_dist.tracking.compare import compare, to_json, to_markdown
-    from fgmoe_dist.tracking.run_folder import write_atomically, write_json
 
     records = _read(args)
     if not records:

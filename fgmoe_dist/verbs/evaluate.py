@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fgmoe_dist.evaluation.scores import check_writable, write_json
+from fgmoe_dist.evaluation.scores import check_writable
+from fgmoe_dist.files import write_json
 from fgmoe_dist.ranks import process_group
 
 

@@ -72,7 +72,7 @@ def _writable(folder: Path) -> None:
 
 
 def _report(args: argparse.Namespace, ids: list[str], skipped: dict[str, str]) -> None:
-    from fgmoe_dist.tracking.run_folder import write_json
+    from fgmoe_dist.files import write_json
 
     for message in skipped.values():
         print(f"skipped: {message}")

@@ -4,13 +4,13 @@ Same arguments, same bytes, whatever the number of workers; an interrupted run g
 """
 
 import argparse
-import json
 import re
 import time
 from pathlib import Path
 
 from fgmoe_dist.data.rooms import LAYOUTS, write_rooms
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         figures = {key: getattr(args, key) for key in ("layout", "train", "val", "seed")}
         figures |= {"out": str(args.out), "size": size, "seconds": round(seconds, 3)}
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(args.json, figures)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -51,8 +51,9 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.data.layouts import read_id_list
     from fgmoe_dist.evaluation.delta_m import relative_gains
     from fgmoe_dist.evaluation.score import score
-    from fgmoe_dist.evaluation.scores import check_writable, read_scores, write_json
+    from fgmoe_dist.evaluation.scores import check_writable, read_scores
     from fgmoe_dist.evaluation.table import print_scores
+    from fgmoe_dist.files import write_json
     from fgmoe_dist.tasks import create_tasks
 
     # What can be wrong is looked at before the work, which may take minutes.

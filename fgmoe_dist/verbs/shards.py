@@ -9,10 +9,10 @@ it.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def _build(args: argparse.Namespace) -> None:
         f"{args.out}: {figures['samples']} samples in {figures['shards']} shards, {figures['bytes'] / 1e6:.1f} MB, "
         f"tasks {', '.join(figures['tasks'])}"
     )
-    _write_json(args.json, figures)
+    _report(args.json, figures)
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -101,7 +101,7 @@ def _verify(args: argparse.Namespace) -> None:
 
     figures = summary(ShardSet.open(args.shards))
     faults = verify_shards(args.shards)
-    _write_json(args.json, {**figures, "faults": faults})
+    _report(args.json, {**figures, "faults": faults})
     for fault in faults:
         print(fault)
     if faults:
@@ -134,9 +134,9 @@ def _features(args: argparse.Namespace) -> None:
         f"{args.out}: {figures['views']} views of {figures['samples']} images, {figures['bytes'] / 1e6:.1f} MB "
         f"({size / 1e6:.2f} MB a view); train on them with --set data.train={args.out}"
     )
-    _write_json(args.json, figures)
+    _report(args.json, figures)
 
 
-def _write_json(path: Path | None, figures: dict) -> None:
+def _report(path: Path | None, figures: dict) -> None:
     if path is not None:
-        path.write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(path, figures)

@@ -1,7 +1,7 @@
 """Every stage of the boundary score against an independent, slower way to compute it."""
 
+import argparse
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bip
 from skimage.morphology import thin as skimage_thin
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.evaluation.boundary.bench import add_arguments, scene
 from fgmoe_dist.evaluation.boundary.bench import run as run_bench
-from fgmoe_dist.evaluation.boundary.bench import scene
 from fgmoe_dist.evaluation.boundary.counts import THRESHOLDS_T, boundary_counts, thinned_levels
 from fgmoe_dist.evaluation.boundary.curve import average_precision, f_measure, precision_recall
 from fgmoe_dist.evaluation.boundary.matching import Matcher
@@ -348,7 +348,9 @@ def test_a_radius_in_pixels_is_refused(max_dist):
 
 
 def test_the_bench_says_that_both_ways_agree(capsys):
-    figures = run_bench(SimpleNamespace(size="80x100", images=1, max_dist=0.02, every=12))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    figures = run_bench(parser.parse_args(["--size", "80x100", "--images", "1", "--max-dist", "0.02", "--every", "12"]))
     assert figures["largest_difference_in_matched_pixels"] == 0
     assert "101 thresholds" in capsys.readouterr().out
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.scores import check_writable, read_scores, write_json
+from fgmoe_dist.evaluation.scores import check_writable, read_scores
+from fgmoe_dist.files import write_json
 
 
 def test_nan_is_null_and_back(tmp_path):
