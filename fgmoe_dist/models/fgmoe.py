@@ -90,7 +90,7 @@ def create_encoder(config: Config) -> FrozenEncoder:
     """The frozen encoder that `config` describes."""
     return FrozenEncoder(
         config.encoder.name, config.encoder.weights, config.encoder.taps, config.data.image_size,
-        dtype=PRECISIONS[config.encoder.precision], seed=config.run.seed,
+        dtype=PRECISIONS[config.encoder_precision], seed=config.run.seed,
     )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def made_with(config: Config, encoder: FrozenEncoder) -> dict:
     return {
         "encoder.name": config.encoder.name,
         "encoder.weights": f"{encoder.source}, sha256 {encoder.checksum}",
-        "encoder.precision": config.encoder.precision,
+        "encoder.precision": config.encoder_precision,
         "encoder.taps": list(encoder.taps),
         "data.image_size": list(config.data.image_size),
         "data.augment": config.data.augment,

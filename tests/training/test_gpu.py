@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 
 
 def test_a_bf16_run_trains_saves_resumes_and_scores(runs):
-    settings = dict(train__precision="bf16", encoder__precision="bf16", train__batch_size=2, train__checkpoint_every=2)
+    settings = dict(train__precision="bf16", train__batch_size=2, train__checkpoint_every=2)
     finish(start("python", runs, "gpu", 1, train__steps=2, **settings), runs, "gpu")
     finish(start("python", runs, "gpu", 1, train__steps=4, **settings), runs, "gpu")
     assert [line["step"] for line in runs.metrics("gpu")] == [1, 2, 3, 4]

@@ -1,7 +1,7 @@
 """The original's matcher as a peer: pyEdgeEval, a compiled public port of the BSDS / SEISM toolbox, on the same maps.
 
-It runs under an interpreter of its own, for it is built against other releases of our dependencies and its matcher is
-under the GPL: nothing of it is imported, linked or shipped here. `port_worker` is what that interpreter runs.
+It runs under an interpreter of its own, in an environment that has it: it is compiled on installation and its matcher
+is under the GPL, so nothing of it is imported, linked or shipped here. `port_worker` is what that interpreter runs.
 
 The matcher draws its outlier links from a stream seeded by the clock, so it is run twice on every image: what it
 differs from itself is the scale for what it differs from us.
