@@ -70,12 +70,10 @@ def from_first(look: Callable[[], T]) -> T:
 @contextlib.contextmanager
 def process_group() -> Iterator[Ranks]:
     """Joins the ranks that the launcher started; leaves them on the way out, whatever happened."""
-    cuda = torch.cuda.is_available()
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it had to find out
+    prepare_deepspeed()
     import deepspeed
 
-    _prepare_deepspeed()
+    cuda = torch.cuda.is_available()
     if "RANK" not in os.environ:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
@@ -171,7 +169,10 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _prepare_deepspeed() -> None:
+def prepare_deepspeed() -> None:
+    """To be called before anything imports DeepSpeed: what it would say and build unasked."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it had to find out
     import logging
 
     import deepspeed.ops

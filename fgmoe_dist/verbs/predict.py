@@ -39,6 +39,9 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
+    from fgmoe_dist.ranks import prepare_deepspeed
+
+    prepare_deepspeed()
     from fgmoe_dist.evaluation.evaluate import save_predictions
     from fgmoe_dist.evaluation.panel import panel
     from fgmoe_dist.evaluation.predict import predict_image
