@@ -44,7 +44,7 @@ settings() {
         data.train="$work/shards/train" data.val="$work/shards/val" data.image_size="[64, 80]" data.workers=1
         encoder.name=vit_tiny_patch16_224 encoder.weights=none decoder.channels=32 experts.hidden=64 experts.count=2
         train.batch_size=4 train.micro_batch_size=2 train.lr=1e-3 train.log_every=1 train.checkpoint_every=5
-        train.evaluate_every=0 parallel.ep_size=2
+        train.evaluate_every=0 train.loss_average=image parallel.ep_size=2
     )
 }
 
