@@ -1,8 +1,7 @@
 """Boundary scoring timed beside a straightforward way: scikit-image thins, an assignment by least cost matches.
 
 The straightforward way is also exact, so the counts must agree. `--port` adds a third: the matcher of the toolbox
-itself, by the public compiled port of it, which is quicker than scipy's assignment and not exact. All run in turn on
-the same images, on one core.
+itself, by the public compiled port of it, which is not quite exact. All run in turn on the same images, on one core.
 """
 
 from __future__ import annotations
