@@ -41,7 +41,7 @@ lint: env
 	$(BIN)/ruff format --check .
 
 bench: env
-	$(BIN)/fgmoe bench boundary --json benchmarks/results/boundary.json
+	$(BIN)/fgmoe bench boundary $(if $(PORT),--port $(PORT)) --json benchmarks/results/boundary.json
 	$(BIN)/fgmoe bench data --json benchmarks/results/data.json
 
 clean:
