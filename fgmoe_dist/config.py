@@ -90,7 +90,7 @@ class Experts(Section):
         "fused",
         description="fused: one dispatch for all tasks; deepspeed, fairscale: those libraries' layers, one a task",
     )
-    kernel: Literal["auto", "reference", "grouped"] = Field(
+    kernel: Literal["auto", "reference", "cpu", "grouped", "triton"] = Field(
         "auto", description="how a rank computes its experts (fused only)"
     )
 
