@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import socket
 import traceback
+from multiprocessing import connection
 from typing import Any, Callable
 
 _context = multiprocessing.get_context("forkserver")
@@ -26,15 +27,17 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout
     for process in processes:
         process.start()
     try:
-        answers = []
-        for rank, (receiving, _) in enumerate(pipes):
-            if not receiving.poll(timeout):
-                raise TimeoutError(f"rank {rank} of {world} gave no answer in {timeout} s")
-            failed, answer = receiving.recv()
-            if failed:
-                raise AssertionError(f"rank {rank} of {world}:\n{answer}")
-            answers.append(answer)
-        return answers
+        answers, waiting = {}, {receiving: rank for rank, (receiving, _) in enumerate(pipes)}
+        while waiting:
+            ready = connection.wait(waiting, timeout)
+            if not ready:
+                raise TimeoutError(f"ranks {sorted(waiting.values())} of {world} gave no answer in {timeout} s")
+            for receiving in ready:  # by arrival: the first to fail is the cause, the others lost it in a collective
+                rank = waiting.pop(receiving)
+                failed, answers[rank] = receiving.recv()
+                if failed:
+                    raise AssertionError(f"rank {rank} of {world}:\n{answers[rank]}")
+        return [answers[rank] for rank in range(world)]
     finally:
         for process in processes:
             process.kill()
