@@ -22,7 +22,7 @@ from torch import Tensor
 class Route:
     """How the rows of one dispatch travel. `combine` needs nothing else."""
 
-    token_M: Tensor  # which token each sent row is; rows are sorted by destination
+    token_M: Tensor  # which token each sent row is; sorted by destination, then by token
     send_rows: list[int]
     receive_rows: list[int]
     tokens: int
@@ -63,20 +63,23 @@ def plan_route(
 ) -> tuple[Route, tuple[Tensor, Tensor, Tensor]]:
     """The route of `x_NC`, and per sent row its token's `x_MC`, `weight_MK` and `expert_MK`.
 
-    `owner_NK` is the rank in `group` that holds each expert, `expert_NK` its index there. Slots of experts
-    that live elsewhere are -1 with weight 0. Waits for the other ranks' counts: the one host sync of a block.
+    `owner_NK` is the rank in `group` that holds each expert, `expert_NK` its index there; an owner of -1 is a slot
+    that goes nowhere. Slots of experts that live elsewhere are -1 with weight 0. Waits for the other ranks' counts:
+    the one host sync of a block, after which every size is known.
     """
-    needed_NR = owner_NK.new_zeros(len(owner_NK), dist.get_world_size(group)).scatter_(1, owner_NK, 1)
-    rank_M, token_M = needed_NR.T.nonzero(as_tuple=True)
-    send_R = needed_NR.sum(0)
+    tokens, ranks = len(owner_NK), dist.get_world_size(group)
+    needed_RN = owner_NK.new_zeros(ranks + 1, tokens, dtype=torch.bool)
+    needed_RN = needed_RN.scatter_(0, owner_NK.T % (ranks + 1), True)[:ranks]  # -1 fell into the row cut off here
+    send_R = needed_RN.sum(1)
     receive_R = torch.empty_like(send_R)
     dist.all_to_all_single(receive_R, send_R, group=group)
     send_rows, receive_rows = torch.stack([send_R, receive_R]).tolist()
+    rank_M, token_M = torch.nonzero_static(needed_RN, size=sum(send_rows)).unbind(1)
+    route = Route(token_M, send_rows, receive_rows, tokens, group)
     here_MK = owner_NK[token_M] == rank_M[:, None]
-    weight_MK = torch.where(here_MK, weight_NK[token_M], 0)
+    weight_MK = torch.where(here_MK, _Spread.apply(route, weight_NK), 0)
     expert_MK = torch.where(here_MK, expert_NK[token_M], -1).to(torch.int32)
-    route = Route(token_M, send_rows, receive_rows, x_NC.shape[0], group)
-    return route, (x_NC[token_M], weight_MK, expert_MK)
+    return route, (_Spread.apply(route, x_NC), weight_MK, expert_MK)
 
 
 def start_exchange(route: Route, *rows: Tensor, back: bool = False) -> Departed:
@@ -92,7 +95,37 @@ def wait_exchange(departed: Departed) -> tuple[Tensor, ...]:
 
 def combine(route: Route, y_MC: Tensor) -> Tensor:
     """Adds each returned partial sum to its token: `y_NC`."""
-    return y_MC.new_zeros(route.tokens, y_MC.shape[1]).index_add(0, route.token_M, y_MC)
+    return _Gather.apply(route, y_MC)
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens to the rows that are sent; `_Gather` is its transpose."""
+
+    @staticmethod
+    def forward(ctx, route: Route, x_NC: Tensor) -> Tensor:
+        ctx.route = route
+        return x_NC.index_select(0, route.token_M)
+
+    @staticmethod
+    def backward(ctx, gradient_MC: Tensor):
+        return None, _Gather.apply(ctx.route, gradient_MC)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows added up by token, one destination after the other: within one no token comes twice, so that the order of
+    the sum is fixed and the result repeats bit for bit on any device."""
+
+    @staticmethod
+    def forward(ctx, route: Route, y_MC: Tensor) -> Tensor:
+        ctx.route = route
+        y_NC = y_MC.new_zeros(route.tokens, y_MC.shape[1])
+        for token_M, rows_MC in zip(route.token_M.split(route.send_rows), y_MC.split(route.send_rows)):
+            y_NC.index_add_(0, token_M, rows_MC)
+        return y_NC
+
+    @staticmethod
+    def backward(ctx, gradient_NC: Tensor):
+        return None, _Spread.apply(ctx.route, gradient_NC)
 
 
 class _Start(torch.autograd.Function):
