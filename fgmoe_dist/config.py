@@ -17,6 +17,12 @@ from fgmoe_dist.errors import UserError
 
 TaskName = Literal["semseg", "human_parts", "sal", "normals", "depth", "edge"]
 
+# What DeepSpeed's and fairscale's layers can do of `Experts`; how they drop tokens is their own affair.
+STOCK_ROUTING = {
+    "score": "softmax", "shared_gate": "none", "noise": 0.0, "kernel": "auto",
+    "bias_update_rate": 0.0, "max_ranks_per_token": 0, "capacity_factor": 0.0,
+}  # fmt: skip
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
@@ -84,7 +90,22 @@ class Experts(Section):
         "none", description="none: shared experts ungated; joint: one softmax over shared and selected logits"
     )
     balance_weight: float = Field(0.003, ge=0, description="a1, weight of the load-balance loss sum f_i P_i")
+    groups: int = Field(
+        0, ge=0, description="groups of a task's experts that share a device, in order; 0: as many as parallel.ep_size"
+    )
+    device_balance_weight: float = Field(
+        0.0, ge=0, description="a2, weight of the load-balance loss over groups of experts"
+    )
     z_weight: float = Field(0.0, ge=0, description="weight of the router z-loss, mean logsumexp(logits)^2")
+    bias_update_rate: float = Field(
+        0.0, ge=0, description="balancing without a loss: step of each expert's bias for selection; 0: no bias"
+    )
+    max_ranks_per_token: int = Field(
+        0, ge=0, description="groups of experts, and so ranks, that a token may go to; 0: no limit (fused only)"
+    )
+    capacity_factor: float = Field(
+        0.0, ge=0, description="an expert takes at most ceil(factor * k * tokens / N') slots of an image; 0: dropless"
+    )
     noise: float = Field(0.0, ge=0, description="standard deviation of the noise on training logits")
     backend: Literal["fused", "deepspeed", "fairscale"] = Field(
         "fused",
@@ -164,6 +185,11 @@ class Config(Section):
         """`fp32` or `bf16`."""
         return self.train.precision if self.encoder.precision == "auto" else self.encoder.precision
 
+    @property
+    def expert_groups(self) -> int:
+        """Groups of a task's routed experts that share a device."""
+        return self.experts.groups or self.parallel.ep_size
+
     def to_yaml(self) -> str:
         """The resolved configuration as YAML, each field with its meaning as a comment."""
         return "\n".join(_yaml_lines(self, indent="")) + "\n"
@@ -200,7 +226,18 @@ def build_config(values: dict[str, Any], origin: str = "configuration", known_pr
     problems += _conflicts(config)
     if problems:
         raise UserError(_list_problems(origin, problems))
-    return config
+    return _with_groups(config)
+
+
+def _with_groups(config: Config) -> Config:
+    """Writes down what `experts.groups=0` stands for where it decides what is computed.
+
+    A checkpoint then says it, and whoever reads it with another ep_size computes the same.
+    """
+    experts = config.experts
+    if experts.groups or not (experts.max_ranks_per_token or experts.device_balance_weight):
+        return config
+    return config.model_copy(update={"experts": experts.model_copy(update={"groups": config.parallel.ep_size})})
 
 
 def check_world(config: Config, world: int) -> None:
@@ -252,6 +289,7 @@ def _conflicts(config: Config) -> list[str]:
         found.append(
             f"parallel.ep_size={ep_size} does not divide the {experts.routed} routed experts a task (count x split)"
         )
+    found += _group_conflicts(experts, ep_size)
     if experts.shared_gate == "joint" and experts.score != "softmax":
         found.append("experts.shared_gate=joint is one softmax; set experts.score=softmax")
     stride, size = config.decoder.stride, config.data.image_size
@@ -264,7 +302,7 @@ def _conflicts(config: Config) -> list[str]:
     if config.train.precision == "bf16" and config.encoder_precision != "bf16":
         found.append("train.precision=bf16 casts the whole model; set encoder.precision=bf16 or auto")
     if experts.backend != "fused":
-        for key, wanted in {"score": "softmax", "shared_gate": "none", "noise": 0.0, "kernel": "auto"}.items():
+        for key, wanted in STOCK_ROUTING.items():
             if (value := getattr(experts, key)) != wanted:
                 found.append(f"experts.{key}={value} needs experts.backend=fused; the stock layers have only {wanted}")
     if experts.backend == "fairscale" and (experts.top_k != 2 or not experts.renormalise):
@@ -278,6 +316,27 @@ def _conflicts(config: Config) -> list[str]:
     lowest, highest = config.data.scale_range
     if not 0 < lowest <= highest:
         found.append(f"data.scale_range={[lowest, highest]}: give [lowest, highest], both positive")
+    return found
+
+
+def _group_conflicts(experts: Experts, ep_size: int) -> list[str]:
+    """`experts.groups` against the routed experts and the ranks, and what fits into the groups a token may go to."""
+    groups, limit = experts.groups or ep_size, experts.max_ranks_per_token
+    if experts.routed % groups:  # of ep_size itself this has been said
+        return [f"experts.groups={groups} does not divide the {experts.routed} routed experts a task"] * bool(
+            experts.groups
+        )
+    found = []
+    if groups % ep_size:
+        found.append(
+            f"experts.groups={groups} is not a multiple of parallel.ep_size={ep_size}: a group would lie on two ranks"
+        )
+    reached = min(limit or groups, groups) * (experts.routed // groups)
+    if reached < experts.top_k <= experts.routed:
+        found.append(
+            f"experts.max_ranks_per_token={limit} leaves a token {reached} of the {experts.routed} routed experts,"
+            f" fewer than experts.top_k={experts.top_k}; raise it or lower top_k"
+        )
     return found
 
 

@@ -3,10 +3,10 @@
 All three are DeepSpeed `MoE` layers, since that is how its engine recognises experts. They share one protocol,
 in three steps, so that the block can compute what is local while tokens travel:
 
-    journey = routed.dispatch(x_TNC)     route, send the tokens out
-    routed.compute(journey)              receive, run the local experts, send the sums back
-    y_TNC = routed.combine(journey)      receive the sums
-    journey.routing                      gates and loads (`Routing`)
+    journey = routed.dispatch(x_TNC, images)   route the tokens of so many images, send them out
+    routed.compute(journey)                    receive, run the local experts, send the sums back
+    y_TNC = routed.combine(journey)            receive the sums
+    journey.routing                            gates and loads (`Routing`)
 
 Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selected.
 """
@@ -91,6 +91,9 @@ class RoutedExperts(MoE):
         """Every weight of every expert that lives here."""
         raise NotImplementedError
 
+    def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:
+        raise NotImplementedError
+
     def compute(self, journey: Journey) -> None:
         pass
 
@@ -103,7 +106,7 @@ class FusedExperts(RoutedExperts):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.routers = Routers(self.tasks, self.channels, self.config)
+        self.routers = Routers(self.tasks, self.channels, self.config, self.ep_size)
         self._here = [place for task in range(self.tasks) for place in self.local_experts(task)]
         self.bank = ExpertBank(
             self.channels,
@@ -117,15 +120,16 @@ class FusedExperts(RoutedExperts):
             for index, (task, expert) in enumerate(self._here):
                 yield LogicalExpert(task, expert, weight, getattr(self.bank, weight), index)
 
-    def dispatch(self, x_TNC: Tensor) -> Journey:
-        routing = self.routers(x_TNC)
+    def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:
+        routing = self.routers(x_TNC, images)
         local, device = self.num_local_experts, x_TNC.device
         # Index in the bank of the rank that holds the expert: that rank's experts of task 0, then of task 1, ...
         index_TNK = routing.expert_TNK % local + local * torch.arange(self.tasks, device=device)[:, None, None]
+        index_TNK = index_TNK.where(routing.expert_TNK >= 0, -1)
         x_NC, weight_NK, index_NK = (t.flatten(0, 1) for t in (x_TNC, routing.weight_TNK, index_TNK))
         if self.ep_size == 1:
             return Journey(routing, y_TNC=self._run_experts(x_NC, weight_NK, index_NK).view_as(x_TNC))
-        owner_NK = (routing.expert_TNK // local).flatten(0, 1)
+        owner_NK = (routing.expert_TNK // local).flatten(0, 1)  # -1 stays -1
         route, rows = plan_route(x_NC, weight_NK, index_NK, owner_NK, self.group)
         return Journey(routing, route=route, departed=start_exchange(route, *rows))
 
@@ -181,22 +185,27 @@ class StockExperts(RoutedExperts):
                 for weight in WEIGHTS:
                     yield LogicalExpert(task, expert, weight, getattr(module, weight), None)
 
-    def dispatch(self, x_TNC: Tensor) -> Journey:
-        routing = route_as_stock(x_TNC, torch.stack([gate.weight.T for gate in self._gates()]), self.config)
+    def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:
         y_TNC = torch.stack([self._run_layer(layer, x_NC) for layer, x_NC in zip(self.layers, x_TNC)])
+        weight_TCE = torch.stack([gate.weight.T for gate in self._gates()])
+        routing = route_as_stock(x_TNC, weight_TCE, self.config, self._dropped(x_TNC.shape[1]))
         # Stock gates divide by the sum of the kept scores where k > 1, and never where k = 1.
         if self.config.renormalise != (self.config.top_k > 1):
             kept_TN1 = routing.weight_TNK.sum(-1, keepdim=True).to(y_TNC.dtype)
             y_TNC = y_TNC / kept_TN1 if self.config.renormalise else y_TNC * kept_TN1
         return Journey(routing, y_TNC=y_TNC)
 
+    def _dropped(self, tokens: int) -> Optional[Tensor]:
+        """Slots of these tokens that each task's layer dropped just now, `[T]`; None: it never drops."""
+        return None
 
-def route_as_stock(x_TNC: Tensor, weight_TCE: Tensor, config: Experts) -> Routing:
+
+def route_as_stock(x_TNC: Tensor, weight_TCE: Tensor, config: Experts, dropped_T: Optional[Tensor] = None) -> Routing:
     """Gates and loads recomputed from the stock gates' weights, for balance losses that mean the same everywhere."""
     logits_TNE = torch.bmm(x_TNC.float(), weight_TCE.float())
     score_TNE = logits_TNE.softmax(-1)
     weight_TNK, expert_TNK = score_TNE.topk(config.top_k, dim=-1)
-    return Routing(weight_TNK, expert_TNK, None, BalanceTerms.of(logits_TNE, score_TNE, expert_TNK))
+    return Routing(weight_TNK, expert_TNK, None, BalanceTerms.of(logits_TNE, score_TNE, expert_TNK, dropped_T))
 
 
 class DeepSpeedExperts(StockExperts):
@@ -240,7 +249,12 @@ class FairscaleExperts(StockExperts):
         from fairscale.nn.moe import MOELayer, Top2Gate
 
         experts = nn.ModuleList(self._fine_expert(*place) for place in self.local_experts(task))
-        return MOELayer(Top2Gate(self.channels, self.num_experts), experts, group=self.group)
+        gate = Top2Gate(self.channels, self.num_experts)
+        gate.register_forward_hook(_note_kept)
+        return MOELayer(gate, experts, group=self.group)
+
+    def _dropped(self, tokens: int) -> Tensor:
+        return torch.stack([2 * tokens - layer.gate.kept_N[:tokens].sum() for layer in self.layers])
 
     @staticmethod
     def _experts(layer: nn.Module) -> nn.ModuleList:
@@ -257,6 +271,11 @@ class FairscaleExperts(StockExperts):
         with torch.random.fork_rng(devices=[x_NC.device] if x_NC.is_cuda else []):
             torch.manual_seed(self.seed)
             return layer(x_NC[None])[0, :tokens]
+
+
+def _note_kept(gate: nn.Module, _, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keeps how many of a token's two slots found room; the last output is `dispatch_mask[token, expert, place]`."""
+    gate.kept_N = output[2].sum((1, 2))
 
 
 BACKENDS: dict[str, Callable[..., RoutedExperts]] = {

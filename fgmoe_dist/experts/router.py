@@ -2,15 +2,20 @@
 
 DeepSeekMoE (arXiv 2401.06066) section 3: gates are the softmax scores kept for the selected experts, not
 renormalised. Options: sigmoid scores, renormalised gates, noise on the logits, and one softmax over the shared
-and the selected routed logits (arXiv 2510.00570).
+and the selected routed logits (arXiv 2510.00570). Which experts are selected can further be steered by
+    groups      experts that share a device; a token goes to those of few groups only (arXiv 2405.04434, 2.2.2)
+    a bias      on the scores, for selection alone, moved against the load after each step (arXiv 2408.15664)
+    capacity    slots an expert takes of one image, so that the result does not depend on how a batch is split
 
-Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selected, S shared experts a task.
+Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selected, S shared experts a task,
+G groups of experts, I experts of one, R rows of slots that share a capacity.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -22,64 +27,163 @@ from fgmoe_dist.config import Experts
 class Routing:
     """Where the tokens of a block go, and what balancing needs to know of it."""
 
-    weight_TNK: Tensor  # gates, differentiable
-    expert_TNK: Tensor  # selected expert of the task, 0..E-1
+    weight_TNK: Tensor  # gates, differentiable; 0 in a dropped slot
+    expert_TNK: Tensor  # selected expert of the task, 0..E-1; -1: dropped
     shared_TNS: Optional[Tensor]  # gates of the shared experts; None: ungated
     balance: BalanceTerms
 
 
 class BalanceTerms(NamedTuple):
-    """The sums of one block from which its balance losses are made, once the load of all ranks is known."""
+    """Sums over the tokens of a block on this rank; added up over all ranks, they make its balance losses."""
 
-    load_TE: Tensor  # tokens that chose each expert, here
-    importance_TE: Tensor  # P_i, mean score of each expert, differentiable
-    z: Tensor  # mean of logsumexp(logits)^2, differentiable
+    load_TE: Tensor  # slots that chose each expert, dropped ones too
+    dropped_T: Tensor  # slots that found their expert full
+    tokens: Tensor  # N
+    score_TE: Tensor  # of each expert, differentiable
+    z: Tensor  # of logsumexp(logits)^2, all tasks; differentiable
 
     @staticmethod
-    def of(logits_TNE: Tensor, score_TNE: Tensor, expert_TNK: Tensor) -> BalanceTerms:
+    def of(
+        logits_TNE: Tensor, score_TNE: Tensor, expert_TNK: Tensor, dropped_T: Optional[Tensor] = None
+    ) -> BalanceTerms:
+        """`expert_TNK` before any were dropped; no `dropped_T`: none."""
         tasks, tokens, experts = score_TNE.shape
         chosen = expert_TNK.flatten(1)
         load_TE = score_TNE.new_zeros(tasks, experts).scatter_add_(1, chosen, torch.ones_like(chosen).to(score_TNE))
-        tokens = max(1, tokens)  # a rank may have none
-        z = logits_TNE.logsumexp(-1).square().sum() / (tasks * tokens)
-        return BalanceTerms(load_TE, score_TNE.sum(1) / tokens, z)
+        return BalanceTerms(
+            load_TE,
+            score_TNE.new_zeros(tasks) if dropped_T is None else dropped_T.to(score_TNE),
+            score_TNE.new_full((), tokens),
+            score_TNE.sum(1),
+            logits_TNE.logsumexp(-1).square().sum(),
+        )
 
-    def loss(self, global_load_TE: Tensor) -> Tensor:
-        """sum_i f_i P_i, mean over tasks; f_i = E / (K * tokens) * load_i over all ranks (DeepSeekMoE eq. 12-14)."""
-        experts = self.load_TE.shape[1]
-        share_TE = global_load_TE / global_load_TE.sum(1, keepdim=True).clamp(min=1)  # load / (K * tokens)
-        return (experts * share_TE * self.importance_TE).sum(1).mean()
+
+class BalanceLosses(NamedTuple):
+    """Losses of all ranks' tokens: the mean over ranks is the loss, and the mean of the ranks' gradients its gradient.
+
+    An even load makes `experts` and `devices` 1.
+    """
+
+    experts: Tensor
+    devices: Tensor
+    z: Tensor
+
+    @staticmethod
+    def of(here: BalanceTerms, load_TE: Tensor, tokens: Tensor, ranks: int, groups: int) -> BalanceLosses:
+        """`load_TE` and `tokens` are sums over all `ranks`; each rank brings its own scores.
+
+        Experts: sum_i f_i P_i, mean over tasks; f_i = E / (K tokens) * load_i, P_i the mean score (DeepSeekMoE
+        eq. 12-14). Devices: the same over groups, f' the mean of a group's f, P' the sum of its P (eq. 15-17).
+        """
+        tasks, experts = load_TE.shape
+        f_TE = experts * load_TE / load_TE.sum(1, keepdim=True).clamp(min=1)  # the load is K * tokens in all
+        share = ranks / tokens.clamp(min=1)
+        f_TGI, p_TGI = (each.unflatten(1, (groups, -1)) for each in (f_TE, here.score_TE * share))
+        return BalanceLosses(
+            (f_TGI * p_TGI).sum((1, 2)).mean(),
+            (f_TGI.mean(2) * p_TGI.sum(2)).sum(1).mean(),
+            here.z * share / tasks,
+        )
 
 
 class Routers(nn.Module):
-    """`weight_TCE` of all tasks, the shared experts' logits behind the routed ones when they are gated jointly."""
+    """`weight_TCE` of all tasks, the shared experts' logits behind the routed ones when they are gated jointly.
 
-    def __init__(self, tasks: int, channels: int, config: Experts):
+    `bias_TE` is the bias for selection, a buffer; None without `experts.bias_update_rate`.
+    """
+
+    def __init__(self, tasks: int, channels: int, config: Experts, ep_size: int = 1):
         super().__init__()
-        self.config = config
+        self.config, self.groups = config, config.groups or ep_size
         outputs = config.routed + (config.shared if config.shared_gate == "joint" else 0)
         self.weight_TCE = nn.Parameter(torch.empty(tasks, channels, outputs).normal_(std=channels**-0.5))
+        self.register_buffer("bias_TE", torch.zeros(tasks, config.routed) if config.bias_update_rate else None)
 
-    def forward(self, x_TNC: Tensor) -> Routing:
+    def forward(self, x_TNC: Tensor, images: int = 1) -> Routing:
+        """The tokens are those of `images` images, one after the other."""
         config = self.config
         # A bf16 product of near-tied logits would select other experts than fp32 does.
         with torch.autocast(x_TNC.device.type, enabled=False):
             logits_TNE, shared_TNS = torch.bmm(_at_least_fp32(x_TNC), _at_least_fp32(self.weight_TCE)).split(
                 [config.routed, self.weight_TCE.shape[2] - config.routed], dim=2
             )
-            score_TNE = logits_TNE.sigmoid() if config.score == "sigmoid" else logits_TNE.softmax(-1)
-            chosen_by_TNE = logits_TNE.detach()
-            if config.noise and self.training:
-                chosen_by_TNE = chosen_by_TNE + config.noise * torch.randn_like(chosen_by_TNE)
-            expert_TNK = chosen_by_TNE.topk(config.top_k, dim=-1).indices
-            weight_TNK = score_TNE.gather(2, expert_TNK)
-            gates_TNS = None
-            if config.shared_gate == "joint":
-                joint = torch.cat([logits_TNE.gather(2, expert_TNK), shared_TNS], dim=2).softmax(-1)
-                weight_TNK, gates_TNS = joint.split([config.top_k, config.shared], dim=2)
-            elif config.renormalise:
-                weight_TNK = weight_TNK / weight_TNK.sum(-1, keepdim=True).clamp(min=torch.finfo(weight_TNK.dtype).eps)
-        return Routing(weight_TNK, expert_TNK, gates_TNS, BalanceTerms.of(logits_TNE, score_TNE, expert_TNK))
+            score_TNE = self._score(logits_TNE)
+            expert_TNK = chosen_TNK = self._select(logits_TNE.detach())
+            weight_TNK, gates_TNS = self._gate(logits_TNE, score_TNE, shared_TNS, expert_TNK)
+            dropped_T = None
+            if config.capacity_factor:
+                full_TNK = over_capacity(weight_TNK.detach(), expert_TNK, config, images)
+                weight_TNK = weight_TNK.masked_fill(full_TNK, 0)
+                expert_TNK, dropped_T = expert_TNK.masked_fill(full_TNK, -1), full_TNK.sum((1, 2))
+        balance = BalanceTerms.of(logits_TNE, score_TNE, chosen_TNK, dropped_T)
+        return Routing(weight_TNK, expert_TNK, gates_TNS, balance)
+
+    def _score(self, logits_TNE: Tensor) -> Tensor:
+        return logits_TNE.sigmoid() if self.config.score == "sigmoid" else logits_TNE.softmax(-1)
+
+    def _select(self, logits_TNE: Tensor) -> Tensor:
+        """The experts of each token. Without a bias by logits, whose order is the scores', but finer."""
+        config, by_TNE = self.config, logits_TNE
+        if config.noise and self.training:
+            by_TNE = by_TNE + config.noise * torch.randn_like(by_TNE)
+        if self.bias_TE is not None:
+            by_TNE = self._score(by_TNE) + self.bias_TE[:, None]
+        if 0 < config.max_ranks_per_token < self.groups:
+            by_TNE = keep_best_groups(by_TNE, self.groups, config.max_ranks_per_token)
+        return by_TNE.topk(config.top_k, dim=-1).indices
+
+    def _gate(
+        self, logits_TNE: Tensor, score_TNE: Tensor, shared_TNS: Tensor, expert_TNK: Tensor
+    ) -> tuple[Tensor, Optional[Tensor]]:
+        """Gates of the selected experts, and of the shared ones if they are gated."""
+        if self.config.shared_gate == "joint":
+            joint = torch.cat([logits_TNE.gather(2, expert_TNK), shared_TNS], dim=2).softmax(-1)
+            return joint.split([self.config.top_k, self.config.shared], dim=2)
+        weight_TNK = score_TNE.gather(2, expert_TNK)
+        if self.config.renormalise:
+            weight_TNK = weight_TNK / weight_TNK.sum(-1, keepdim=True).clamp(min=torch.finfo(weight_TNK.dtype).eps)
+        return weight_TNK, None
+
+    @torch.no_grad()
+    def update_bias(self, load_TE: Tensor) -> None:
+        """One step against the load of all ranks: b += u * sign(mean load - load). Nothing without a bias."""
+        if self.bias_TE is not None:
+            load_TE = load_TE.double()  # a sum of whole numbers, so that an even load has exactly the mean
+            self.bias_TE += self.config.bias_update_rate * (load_TE.mean(1, keepdim=True) - load_TE).sign()
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Routers:
+        """Moves and casts as any module, but for the bias: steps of 0.001 would be lost in bf16."""
+        bias_TE = self.bias_TE
+        super()._apply(fn, recurse)
+        if bias_TE is not None:
+            self.bias_TE = bias_TE.to(self.bias_TE.device)
+        return self
+
+
+def keep_best_groups(score_TNE: Tensor, groups: int, kept: int) -> Tensor:
+    """`score_TNE` with -inf outside the `kept` groups of experts whose best score is highest."""
+    score_TNGI = score_TNE.unflatten(2, (groups, -1))
+    group_TNM = score_TNGI.amax(-1).topk(kept, dim=-1).indices
+    closed_TNG = torch.ones_like(score_TNGI[..., 0], dtype=torch.bool).scatter_(2, group_TNM, False)
+    return score_TNGI.masked_fill(closed_TNG[..., None], -math.inf).flatten(2)
+
+
+def over_capacity(weight_TNK: Tensor, expert_TNK: Tensor, config: Experts, images: int) -> Tensor:
+    """Which slots find their expert full: all but the `capacity` highest gates of an image; of equals, the later token.
+
+    An expert takes at most ceil(factor * K * n / E) of the K * n slots of each of the `images`, n tokens an image.
+    """
+    tasks, tokens, top_k = weight_TNK.shape
+    slots = tokens // max(1, images) * top_k  # a rank may have no images
+    capacity = math.ceil(config.capacity_factor * slots / config.routed - 1e-9)  # 1.1 * 100 / 10 is not above 11
+    weight_RS, expert_RS = (each.reshape(tasks * images, slots) for each in (weight_TNK, expert_TNK))
+    order_RS = weight_RS.argsort(dim=1, descending=True, stable=True)
+    order_RS = order_RS.gather(1, expert_RS.gather(1, order_RS).argsort(dim=1, stable=True))  # by expert, then gate
+    expert_RS = expert_RS.gather(1, order_RS)
+    place_RS = torch.arange(slots, device=expert_RS.device) - torch.searchsorted(expert_RS, expert_RS)
+    full_RS = torch.empty_like(place_RS, dtype=torch.bool).scatter_(1, order_RS, place_RS >= capacity)
+    return full_RS.view(tasks, tokens, top_k)
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ For task t with token u, the aggregated feature a of the same place, and u' = no
 Each FFN is a fine expert: an MLP of hidden size H/m. The global experts, of hidden size H, read the one feature that
 all tasks share. What the paper leaves open (m, N, k, router, balance) is configuration.
 
-Legend: T tasks, N tokens (images x grid), C channels.
+Legend: T tasks, N tokens (images x grid, image after image), C channels.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class FGMoEBlock(nn.Module):
         if config.global_experts:
             self.global_experts = GlobalExperts(tasks, channels, config.hidden, config.global_experts, *identity)
 
-    def forward(self, u_TNC: Tensor, a_NC: Tensor) -> tuple[Tensor, ...]:
-        """`h_TNC` and the three `BalanceTerms`, bare: activation checkpointing gives nothing else a gradient."""
+    def forward(self, u_TNC: Tensor, a_NC: Tensor, images: int = 1) -> tuple[Tensor, ...]:
+        """`h_TNC` and the `BalanceTerms`, bare: activation checkpointing gives nothing else a gradient."""
         x_TNC = self.norm(u_TNC)
         h_TNC = u_TNC
-        journey = self.routed.dispatch(x_TNC)
+        journey = self.routed.dispatch(x_TNC, images)
         if self.shared is not None:  # while tokens travel out
             h_TNC = h_TNC + self.shared(x_TNC, journey.routing.shared_TNS)
         self.routed.compute(journey)

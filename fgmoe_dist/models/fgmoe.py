@@ -1,11 +1,13 @@
 """The whole model: frozen encoder -> aggregator -> a mixer a task -> FGMoE blocks -> a head a task.
 
-Legend: B images, C channels, h x w decoder grid, H x W input, T tasks, N = B h w tokens, K outputs of a task.
+Legend: B images, C channels, h x w decoder grid, H x W input, T tasks, N = B h w tokens, K outputs of a task, L blocks,
+E experts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fgmoe_dist.config import Config
-from fgmoe_dist.experts.router import BalanceTerms
+from fgmoe_dist.experts.router import BalanceLosses, BalanceTerms, Routers
 from fgmoe_dist.models.aggregator import Aggregator
 from fgmoe_dist.models.block import FGMoEBlock
 from fgmoe_dist.models.encoder import FrozenEncoder
@@ -56,7 +58,7 @@ class FGMoE(nn.Module):
         u_TBChw = torch.stack([mixer(own) for mixer, own in zip(self.mixers, own_TBChw)])
         u_TNC, a_NC, balance = _to_tokens(u_TBChw), _to_tokens(a_BChw), []
         for block in self.blocks:
-            u_TNC, *terms = block(u_TNC, a_NC)
+            u_TNC, *terms = block(u_TNC, a_NC, len(a_BChw))
             balance.append(BalanceTerms(*terms))
         features = u_TNC.unflatten(1, (len(a_BChw), *grid_hw)).permute(0, 1, 4, 2, 3)
         predictions = {task.name: head(x, size_hw) for task, head, x in zip(self.tasks, self.heads, features)}
@@ -68,22 +70,42 @@ class FGMoE(nn.Module):
         predictions = self(image_B3HW).predictions
         return {task.name: [task.predict(p_KHW) for p_KHW in predictions[task.name]] for task in self.tasks}
 
+    def update_router_biases(self, load_LTE: Tensor) -> None:
+        """After an optimiser step, with the load of all ranks in it. Nothing without `experts.bias_update_rate`."""
+        routers = (module for module in self.modules() if isinstance(module, Routers))
+        for router, load_TE in zip(routers, load_LTE):
+            router.update_bias(load_TE)
+
 
 def _to_tokens(x: Tensor) -> Tensor:
     """`[..., B, C, h, w]` to `[..., B h w, C]`."""
     return x.movedim(-3, -1).flatten(-4, -2)
 
 
-def balance_losses(balance: list[BalanceTerms]) -> tuple[Tensor, Tensor, Tensor]:
-    """Load-balance loss and z-loss, mean over blocks, and the load `[blocks, T, E]` over all ranks.
+class Balance(NamedTuple):
+    """Balance losses, mean over blocks, and what the experts were asked for by the tokens of all ranks."""
 
-    The load is summed over all ranks in one small exchange, so that the loss is that of the whole batch.
+    losses: BalanceLosses
+    load_LTE: Tensor  # slots that chose each expert
+    dropped_LT: Tensor  # of these, slots that found their expert full
+
+
+def balance_losses(balance: list[BalanceTerms], groups: int = 1) -> Balance:
+    """The losses are those of all ranks' tokens together (`BalanceLosses`), in `groups` of experts a device.
+
+    A collective: loads are summed over all ranks in one small exchange.
     """
-    load = torch.stack([terms.load_TE for terms in balance]).detach()
+    counts = [torch.cat([t.load_TE, t.dropped_T[:, None], t.tokens.expand(len(t.load_TE), 1)], 1) for t in balance]
+    counts_LTX, ranks = torch.stack(counts).detach(), 1
     if dist.is_initialized():
-        dist.all_reduce(load)
-    balance_loss = torch.stack([terms.loss(load_TE) for terms, load_TE in zip(balance, load)]).mean()
-    return balance_loss, torch.stack([terms.z for terms in balance]).mean(), load
+        dist.all_reduce(counts_LTX)
+        ranks = dist.get_world_size()
+    load_LTE, dropped_LT, tokens_LT = counts_LTX[..., :-2], counts_LTX[..., -2], counts_LTX[..., -1]
+    each = [
+        BalanceLosses.of(terms, load_TE, tokens_T[0], ranks, groups)
+        for terms, load_TE, tokens_T in zip(balance, load_LTE, tokens_LT)
+    ]
+    return Balance(BalanceLosses(*(torch.stack(losses).mean() for losses in zip(*each))), load_LTE, dropped_LT)
 
 
 def create_encoder(config: Config) -> FrozenEncoder:

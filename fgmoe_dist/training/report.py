@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Optional
 
 import psutil
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fgmoe_dist.evaluation.constant import constant_baselines
 from fgmoe_dist.evaluation.evaluate import Scores, evaluate
+from fgmoe_dist.evaluation.load_map import load_map
 from fgmoe_dist.evaluation.table import print_scores
 from fgmoe_dist.progress import clock
 from fgmoe_dist.tasks import Task
@@ -26,6 +28,7 @@ class Reporter:
         self.started, self.first_step = time.monotonic(), trainer.step
         self.report: Optional[StepReport] = None  # of the latest step
         self.steps, self.seconds, self.wait_seconds = 0, 0.0, 0.0  # since the last log line
+        self.load, self.dropped, self.load_from = 0, 0, trainer.step  # since the last evaluation
 
     def say(self, line: str) -> None:
         if self.trainer.ranks.is_first:
@@ -36,6 +39,7 @@ class Reporter:
         self.report = report
         self.steps, self.seconds = self.steps + 1, self.seconds + report.seconds
         self.wait_seconds += report.wait_seconds
+        self.load, self.dropped = self.load + report.load.double(), self.dropped + report.dropped.double()
 
     def log(self) -> None:
         """One log line, one line of metrics.jsonl, one point of every curve; a collective.
@@ -72,13 +76,28 @@ class Reporter:
         )  # fmt: skip
         constant_scores = {name: constant.compute() for name, constant in constants.items()}
         if first:
+            self._draw_load(pictures)
             path = self.folder.write_evaluation(step, scores)
             self.tracker.log_evaluation(step, scores)
             self.tracker.log_pictures(step, sorted(pictures.glob("*.png")))
             title = f"step {step}, {trainer.val_shards.samples} images"
             print_scores(trainer.tasks, scores, title, constant_scores)
             self.say(f"scores: {path}   pictures: {pictures}/")
+        self.load, self.dropped, self.load_from = 0, 0, step
         return run_score(trainer.tasks, scores)
+
+    def _draw_load(self, folder: Path) -> None:
+        """The experts' load in the steps since the last evaluation; an evaluation alone has none."""
+        trainer = self.trainer
+        if trainer.step > self.load_from:
+            load_map(
+                self.load.cpu().numpy(),
+                self.dropped.cpu().numpy(),
+                [task.name for task in trainer.tasks],
+                folder / "expert_load.png",
+                caption=f"steps {self.load_from + 1} to {trainer.step}",
+                groups=trainer.config.expert_groups,
+            )
 
     def finish(self) -> None:
         if self.trainer.ranks.is_first:
@@ -94,25 +113,30 @@ def step_metrics(report: StepReport, losses: dict[str, float], trainer: Trainer)
     metrics.update(
         {
             "experts/balance_loss": losses["balance"],
+            "experts/device_balance_loss": losses["device_balance"],
             "experts/z_loss": losses["z"],
             "grad_norm": report.grad_norm,
             "lr": report.lr,
             "memory_gib": _memory_gib(trainer.ranks.device),
         }
     )
-    return metrics | load_metrics(report.load, [task.name for task in trainer.tasks])
+    return metrics | load_metrics(report.load, report.dropped, [task.name for task in trainer.tasks])
 
 
-def load_metrics(load: Tensor, task_names: list[str]) -> dict[str, float]:
-    """Per block and task: entropy of the experts' load (1 = even), share of the busiest, number of idle experts."""
+def load_metrics(load_LTE: Tensor, dropped_LT: Tensor, task_names: list[str]) -> dict[str, float]:
+    """Per block and task: entropy of the experts' load (1 = even), share of the busiest, number of idle experts, and
+    share of the slots that were dropped because their expert was full.
+    """
     metrics = {}
-    for block, load_TE in enumerate(load.double().cpu()):
-        share_TE = load_TE / load_TE.sum(1, keepdim=True).clamp(min=1)
+    for block, (load_TE, dropped_T) in enumerate(zip(load_LTE.double().cpu(), dropped_LT.double().cpu())):
+        slots_T1 = load_TE.sum(1, keepdim=True).clamp(min=1)
+        share_TE, dropped_T = load_TE / slots_T1, dropped_T / slots_T1[:, 0]
         entropy_T = torch.special.entr(share_TE).sum(1) / math.log(max(2, share_TE.shape[1]))
         for t, name in enumerate(task_names):
             metrics[f"experts/entropy/block{block}/{name}"] = entropy_T[t].item()
             metrics[f"experts/busiest/block{block}/{name}"] = share_TE[t].max().item()
             metrics[f"experts/dead/block{block}/{name}"] = float((load_TE[t] == 0).sum())
+            metrics[f"experts/dropped/block{block}/{name}"] = dropped_T[t].item()
     return metrics
 
 

@@ -18,7 +18,7 @@ from fgmoe_dist.data.augment import EvalTransform, FeatureTransform
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.models.fgmoe import FGMoE, Output, balance_losses, create_model
+from fgmoe_dist.models.fgmoe import Balance, FGMoE, Output, balance_losses, create_model
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
 from fgmoe_dist.training.engine import create_engine, learning_rate, set_learning_rate
@@ -29,8 +29,9 @@ from fgmoe_dist.training.features import check_cache, train_transform
 class StepReport:
     """What one optimiser step measured; losses are means over all images of the step on this rank."""
 
-    losses: dict[str, Tensor]  # by task, and "total", "balance", "z"
-    load: Tensor  # tokens per expert [blocks, T, E], over all ranks
+    losses: dict[str, Tensor]  # by task, and "total", "balance", "device_balance", "z"
+    load: Tensor  # slots that chose each expert [blocks, T, E], over all ranks
+    dropped: Tensor  # of these, slots that found their expert full [blocks, T]
     grad_norm: float
     lr: float
     seconds: float
@@ -79,23 +80,24 @@ class Trainer:
         self.engine.train()
         lr = learning_rate(self.config.train, self.step)
         set_learning_rate(self.engine, lr)
-        start, wait, sums, load = time.perf_counter(), 0.0, {}, 0
+        start, wait, sums, load, dropped = time.perf_counter(), 0.0, {}, 0, 0
         accumulation = self.engine.gradient_accumulation_steps()
         for part in range(accumulation):
             asked = time.perf_counter()
             batch = next(self._batches)
             wait += time.perf_counter() - asked
             _seed_noise(self.config.run.seed, self.step, self.ranks.rank * accumulation + part)
-            losses, micro_load = self.losses(self.engine(self._input(batch)), batch)
+            losses, balance = self.losses(self.engine(self._input(batch)), batch)
             self.engine.backward(losses["total"])
             self.engine.step()
-            load = load + micro_load
+            load, dropped = load + balance.load_LTE, dropped + balance.dropped_LT
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach() / accumulation
         self.step += 1
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         self._check_finite(norm, sums)
-        return StepReport(sums, load, norm, lr, time.perf_counter() - start, wait)
+        self.model.update_router_biases(load)
+        return StepReport(sums, load, dropped, norm, lr, time.perf_counter() - start, wait)
 
     def _check_finite(self, norm: float, losses: dict[str, Tensor]) -> None:
         """Ends a run that has diverged, on every rank alike, since the norm is the same everywhere.
@@ -116,17 +118,19 @@ class Trainer:
             return batch["image"].to(self.ranks.device, non_blocking=True)
         return [level.to(self.ranks.device, non_blocking=True) for level in batch["features"]]
 
-    def losses(self, output: Output, batch: dict) -> tuple[dict[str, Tensor], Tensor]:
-        """Each task's loss, the balance losses and their weighted `total`, and the experts' load over all ranks."""
+    def losses(self, output: Output, batch: dict) -> tuple[dict[str, Tensor], Balance]:
+        """Each task's loss, the balance losses and their weighted `total`; and what they were balanced by."""
         train, experts = self.config.train, self.config.experts
         losses = {}
         for task in self.tasks:
             target = batch[task.name].to(self.ranks.device, non_blocking=True)
             losses[task.name] = _task_loss(task, output.predictions[task.name], target, train.loss_average)
-        losses["balance"], losses["z"], load = balance_losses(output.balance)
         total = sum(train.loss_weights.get(task.name, 1.0) * losses[task.name] for task in self.tasks)
-        losses["total"] = total + experts.balance_weight * losses["balance"] + experts.z_weight * losses["z"]
-        return losses, load
+        balance = balance_losses(output.balance, self.config.expert_groups)
+        losses["balance"], losses["device_balance"], losses["z"] = balance.losses
+        total = total + experts.balance_weight * losses["balance"] + experts.z_weight * losses["z"]
+        losses["total"] = total + experts.device_balance_weight * losses["device_balance"]
+        return losses, balance
 
 
 def mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:

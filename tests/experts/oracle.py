@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -18,16 +19,65 @@ def fine_expert(x_C: Tensor, w_in_CH: Tensor, b_in_H: Tensor, w_out_HC: Tensor, 
     return gelu(x_C @ w_in_CH + b_in_H) @ w_out_HC + b_out_C
 
 
-def routed_experts(x_TNC: Tensor, router_TCE: Tensor, weights: dict, config: Experts) -> Tensor:
+def scores(logits_E: Tensor, config: Experts) -> Tensor:
+    return torch.sigmoid(logits_E) if config.score == "sigmoid" else torch.softmax(logits_E, 0)
+
+
+def select(logits_E: Tensor, config: Experts, groups: int, bias_E: Optional[Tensor]) -> list[int]:
+    """The experts of a token, best first; `groups` of experts, of which it may go to `config.max_ranks_per_token`."""
+    score_E = scores(logits_E, config)
+    by = [score.item() + (0 if bias_E is None else bias_E[e].item()) for e, score in enumerate(score_E)]
+    size = len(by) // groups
+    members = [range(g * size, (g + 1) * size) for g in range(groups)]
+    members.sort(key=lambda group: -max(by[e] for e in group))
+    allowed = [e for group in members[: config.max_ranks_per_token or groups] for e in group]
+    return sorted(allowed, key=lambda e: -by[e])[: config.top_k]
+
+
+def gates(logits: Tensor, chosen: list[int], config: Experts) -> list[Tensor]:
+    """Of the chosen experts, and after them of the shared ones, whose logits come last."""
+    if config.shared_gate == "joint":
+        return list(torch.softmax(torch.cat([logits[chosen], logits[config.routed :]]), 0))
+    score_E = scores(logits, config)
+    kept = sum(score_E[e] for e in chosen) if config.renormalise else 1
+    return [score_E[e] / kept for e in chosen]
+
+
+def route(
+    x_NC: Tensor, router: Tensor, config: Experts, groups: int = 1, images: int = 1, bias_E: Optional[Tensor] = None
+) -> list[list[tuple[int, Tensor]]]:
+    """For each token of a task its (expert, gate) pairs; a capacity takes those away that find their expert full."""
+    tokens = []
+    for x_C in x_NC:
+        logits = x_C @ router
+        chosen = select(logits[: config.routed], config, groups, bias_E)
+        tokens.append(list(zip(chosen, gates(logits, chosen, config))))
+    if config.capacity_factor and tokens:
+        size = len(tokens) // images
+        capacity = math.ceil(round(config.capacity_factor * config.top_k * size / config.routed, 6))
+        for image in range(images):
+            mine = range(image * size, (image + 1) * size)
+            for e in range(config.routed):
+                wanting = sorted((-gate.item(), n) for n in mine for expert, gate in tokens[n] if expert == e)
+                for _, n in wanting[capacity:]:
+                    tokens[n] = [pair for pair in tokens[n] if pair[0] != e]
+    return tokens
+
+
+def routed_experts(
+    x_TNC: Tensor,
+    router_TCE: Tensor,
+    weights: dict,
+    config: Experts,
+    groups: int = 1,
+    images: int = 1,
+    bias_TE: Optional[Tensor] = None,
+) -> Tensor:
     """`weights[task, expert]` = the four tensors of one fine expert."""
     out = torch.zeros_like(x_TNC)
     for t, x_NC in enumerate(x_TNC):
-        for n, x_C in enumerate(x_NC):
-            logits_E = x_C @ router_TCE[t]
-            scores_E = torch.sigmoid(logits_E) if config.score == "sigmoid" else torch.softmax(logits_E, 0)
-            chosen = sorted(range(len(scores_E)), key=lambda e: -logits_E[e].item())[: config.top_k]
-            kept = sum(scores_E[e] for e in chosen)
-            for e in chosen:
-                gate = scores_E[e] / kept if config.renormalise else scores_E[e]
-                out[t, n] = out[t, n] + gate * fine_expert(x_C, *weights[t, e])
+        bias_E = None if bias_TE is None else bias_TE[t]
+        for n, pairs in enumerate(route(x_NC, router_TCE[t], config, groups, images, bias_E)):
+            for e, gate in pairs:
+                out[t, n] = out[t, n] + gate * fine_expert(x_NC[n], *weights[t, e])
     return out

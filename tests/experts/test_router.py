@@ -1,4 +1,4 @@
-"""Gates and balance against hand-computed values and the published formulas."""
+"""Gates, selection and balance against hand-computed values, the published formulas and the per-token oracle."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fgmoe_dist.config import Experts
-from fgmoe_dist.experts.router import BalanceTerms, Routers
+from fgmoe_dist.experts.router import BalanceLosses, BalanceTerms, Routers, keep_best_groups, over_capacity
+from fgmoe_dist.models.fgmoe import balance_losses
+from tests.experts import oracle
+from tests.ranks import run_ranks
 
 
 def routers(**settings) -> Routers:
@@ -24,6 +29,9 @@ def routers(**settings) -> Routers:
 
 
 X = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # logits (0, 1, 2, 3) and (3, 0, 0, 0)
+
+
+# Gates
 
 
 def test_softmax_scores_are_kept_as_they_are():
@@ -51,24 +59,6 @@ def test_joint_gate_is_one_softmax_over_selected_and_shared_logits():
     assert got == pytest.approx([part / sum(parts) for part in parts])
 
 
-def test_balance_loss_is_one_when_even_and_e_over_k_when_all_go_to_the_same():
-    even = BalanceTerms(torch.full((1, 4), 5.0), torch.full((1, 4), 0.25), torch.tensor(0.0))
-    assert even.loss(even.load_TE).item() == pytest.approx(1.0)
-    one = BalanceTerms(torch.tensor([[7.0, 0, 0, 0]]), torch.tensor([[1.0, 0, 0, 0]]), torch.tensor(0.0))
-    assert one.loss(one.load_TE).item() == pytest.approx(4.0)
-
-
-def test_balance_loss_by_hand():
-    # Two tokens choose {3, 2} and {0, 1 (first of the ties)}: f = E / (K N) * load = 4 / (2 * 2) * (1, 1, 1, 1).
-    balance = routers()(X).balance
-    assert balance.load_TE.sum().item() == 4
-    assert balance.loss(balance.load_TE).item() == pytest.approx(
-        sum(load * p for load, p in zip(balance.load_TE[0].tolist(), balance.importance_TE[0].tolist()))
-    )
-    z = [math.log(sum(math.exp(i) for i in range(4))), math.log(math.exp(3) + 3)]
-    assert balance.z.item() == pytest.approx((z[0] ** 2 + z[1] ** 2) / 2)
-
-
 def test_noise_only_in_training():
     noisy = routers(noise=50.0)
     noisy.eval()
@@ -77,3 +67,207 @@ def test_noise_only_in_training():
     torch.manual_seed(0)
     draws = {tuple(noisy(X).expert_TNK.flatten().tolist()) for _ in range(10)}
     assert len(draws) > 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10_000),
+    images=st.integers(1, 3),
+    options=st.fixed_dictionaries(
+        {
+            "renormalise": st.booleans(),
+            "gate": st.sampled_from(["softmax", "sigmoid", "joint"]),
+            "groups": st.sampled_from([1, 2, 4]),
+            "max_ranks_per_token": st.integers(0, 4),
+            "capacity_factor": st.sampled_from([0.0, 0.5, 1.0, 1.5]),
+            "bias_update_rate": st.sampled_from([0.0, 0.2]),
+        }
+    ),
+)
+def test_any_options_together_route_as_the_oracle(seed, images, options):
+    options, generator = dict(options), torch.Generator().manual_seed(seed)
+    gate = options.pop("gate")
+    options |= {"shared_gate": "joint", "shared": 2} if gate == "joint" else {"score": gate}
+    config = Experts(count=4, split=2, top_k=2, **options)
+    module = Routers(2, 3, config).double()
+    x_TNC = torch.randn(2, images * 5, 3, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        module.weight_TCE.normal_(generator=generator)
+        if module.bias_TE is not None:
+            module.bias_TE.normal_(std=0.3, generator=generator)
+    routing = module(x_TNC, images)
+    for t in range(2):
+        bias_E = None if module.bias_TE is None else module.bias_TE[t]
+        truth = oracle.route(x_TNC[t], module.weight_TCE[t], config, config.groups, images, bias_E)
+        for n, pairs in enumerate(truth):
+            slots = zip(routing.expert_TNK[t, n].tolist(), routing.weight_TNK[t, n].tolist())
+            got = {e: weight for e, weight in slots if e >= 0 or weight != 0}
+            assert got == pytest.approx({e: weight.item() for e, weight in pairs})
+        dropped = 5 * images * config.top_k - sum(map(len, truth))
+        assert routing.balance.dropped_T[t].item() == dropped
+        assert routing.balance.load_TE[t].sum().item() == 5 * images * config.top_k
+
+
+# Groups
+
+
+def test_only_the_groups_of_the_best_experts_stay_open():
+    scores = torch.tensor([[[0.1, 0.2, 0.9, 0.0, 0.3, 0.35, 0.25, 0.24]]])
+    kept = keep_best_groups(scores, 4, 2)
+    assert kept[0, 0].isfinite().tolist() == [False, False, True, True, True, True, False, False]
+    assert kept[0, 0, 2:6].equal(scores[0, 0, 2:6])
+
+
+def test_a_limited_token_takes_the_second_best_of_its_group():
+    # Scores rise with the index: unlimited {3, 2} of one group; token 1 takes 0 first, then what is left beside it.
+    config = dict(groups=2, max_ranks_per_token=1)
+    assert routers(**config)(X).expert_TNK[0, 0].tolist() == [3, 2]
+    assert routers(**config)(X).expert_TNK[0, 1].tolist() == [0, 1]
+
+
+# Capacity
+
+
+def test_the_highest_gates_of_an_image_stay_and_of_equals_the_earlier():
+    config = Experts(count=2, split=1, top_k=1, capacity_factor=1.0)  # 3 slots, 2 experts: 2 an image
+    weight = torch.tensor([[[0.5], [0.5], [0.5], [0.1], [0.3], [0.2]]])
+    expert = torch.tensor([[[0], [0], [0], [1], [1], [1]]])
+    assert over_capacity(weight, expert, config, 2)[0, :, 0].tolist() == [False, False, True, True, False, False]
+    # As one image of six, an expert takes three.
+    assert not over_capacity(weight, expert, config, 1).any()
+
+
+def test_a_capacity_of_whole_slots_is_not_rounded_up():
+    config = Experts(count=10, split=1, top_k=1, capacity_factor=1.1)  # 1.1 * 100 / 10 is 11.000000000000002
+    full = over_capacity(torch.ones(1, 100, 1), torch.zeros(1, 100, 1, dtype=torch.long), config, 1)
+    assert (~full).sum() == 11
+
+
+def test_dropped_slots_count_as_load_but_carry_nothing():
+    routing = routers(capacity_factor=0.5)(torch.tensor([[[1.0, 0.0], [2.0, 0.0]]]))  # both tokens choose 3, 2
+    assert routing.expert_TNK[0].tolist() == [[-1, 2], [3, -1]]  # the second token's gate is higher for 3, lower for 2
+    assert routing.weight_TNK[0].eq(0).tolist() == [[True, False], [False, True]]
+    assert routing.balance.load_TE[0].tolist() == [0, 0, 2, 2]
+    assert routing.balance.dropped_T.tolist() == [2]
+
+
+# Bias
+
+
+def test_a_bias_decides_who_is_chosen_and_never_the_gate():
+    module = routers(score="sigmoid", bias_update_rate=0.25, renormalise=True)
+    module.bias_TE[0] = torch.tensor([0.6, 0.0, 0.0, 0.0])  # sigmoid(0) + 0.6 > sigmoid(3) > sigmoid(2)
+    routing = module(X)
+    assert routing.expert_TNK[0, 0].tolist() == [0, 3]
+    gates = [0.5, 1 / (1 + math.exp(-3))]
+    assert routing.weight_TNK[0, 0].tolist() == pytest.approx([gate / sum(gates) for gate in gates])
+
+
+def test_a_bias_moves_by_its_rate_against_the_load():
+    module = routers(bias_update_rate=0.25)
+    module.update_bias(torch.tensor([[4.0, 2.0, 1.0, 1.0]]))
+    assert module.bias_TE.tolist() == [[-0.25, 0.0, 0.25, 0.25]]
+    module.update_bias(torch.full((1, 4), 7.0))
+    assert module.bias_TE.tolist() == [[-0.25, 0.0, 0.25, 0.25]]
+
+
+def test_a_bias_alone_evens_out_the_load():
+    torch.manual_seed(0)
+    module = Routers(1, 8, Experts(count=4, split=2, top_k=2, bias_update_rate=0.003, score="sigmoid"))
+    x_TNC = torch.randn(1, 512, 8) + 1  # an offset that favours some experts
+    before = module(x_TNC).balance.load_TE
+    for _ in range(300):
+        module.update_bias(module(x_TNC).balance.load_TE)
+    after = module(x_TNC).balance.load_TE
+    assert before.max() > 2 * 128 and after.max() < 1.1 * 128, (before, after)
+
+
+def test_a_bias_is_saved_and_stays_in_fp32():
+    module = routers(bias_update_rate=1e-3)
+    module.update_bias(torch.tensor([[4.0, 2.0, 1.0, 1.0]]))
+    cast = module.to(torch.bfloat16)
+    assert cast.weight_TCE.dtype == torch.bfloat16
+    assert cast.state_dict()["bias_TE"].tolist() == torch.tensor([[-1e-3, 0.0, 1e-3, 1e-3]]).tolist()
+    assert "bias_TE" not in routers().state_dict()
+
+
+# Balance
+
+
+def losses_of(load: list[float], scores: list[float], groups: int = 1) -> BalanceLosses:
+    """Of one task with one token a unit of load, top-1, and these mean scores."""
+    load_TE, tokens = torch.tensor([load]), torch.tensor(sum(load))
+    terms = BalanceTerms(load_TE, torch.zeros(1), tokens, tokens * torch.tensor([scores]), torch.tensor(0.0))
+    return BalanceLosses.of(terms, load_TE, tokens, 1, groups)
+
+
+def test_balance_loss_is_one_when_even_and_e_over_k_when_all_go_to_the_same():
+    assert losses_of([5.0] * 4, [0.25] * 4).experts.item() == pytest.approx(1.0)
+    assert losses_of([7.0, 0, 0, 0], [1.0, 0, 0, 0]).experts.item() == pytest.approx(4.0)
+
+
+def test_device_loss_is_one_when_even_over_groups_and_their_number_when_one_has_all():
+    assert losses_of([5.0] * 4, [0.25] * 4, 2).devices.item() == pytest.approx(1.0)
+    assert losses_of([6.0, 0, 0, 6], [0.5, 0, 0, 0.5], 2).devices.item() == pytest.approx(1.0)
+    assert losses_of([3.0, 9, 0, 0], [0.25, 0.75, 0, 0], 2).devices.item() == pytest.approx(2.0)
+
+
+def test_device_loss_by_hand():
+    # f = 4 / 8 * (5, 1, 2, 0) = (2.5, 0.5, 1, 0): f' = (1.5, 0.5); P' = (0.7, 0.3).
+    losses = losses_of([5.0, 1, 2, 0], [0.6, 0.1, 0.2, 0.1], 2)
+    assert losses.devices.item() == pytest.approx(1.5 * 0.7 + 0.5 * 0.3)
+    assert losses.experts.item() == pytest.approx(2.5 * 0.6 + 0.5 * 0.1 + 1 * 0.2)
+
+
+def test_balance_loss_by_hand():
+    # Two tokens choose {3, 2} and {0, one of the ties}: f = E / (K N) * load = 4 / (2 * 2) * load.
+    terms = routers()(X).balance
+    losses = balance_losses([terms]).losses
+    assert terms.load_TE.sum().item() == 4
+    assert losses.experts.item() == pytest.approx(
+        sum(load * p / 2 for load, p in zip(terms.load_TE[0].tolist(), terms.score_TE[0].tolist()))
+    )
+    z = [math.log(sum(math.exp(i) for i in range(4))), math.log(math.exp(3) + 3)]
+    assert losses.z.item() == pytest.approx((z[0] ** 2 + z[1] ** 2) / 2)
+
+
+WORLD, TASKS, C = 3, 2, 4
+BALANCED = Experts(count=4, split=2, top_k=3, groups=4, capacity_factor=1.0)
+
+
+def balance_of(x_TNC: torch.Tensor) -> tuple[list, list, list, list]:
+    """The losses of two blocks' routers, each loss's gradient, load and dropped slots, as plain numbers."""
+    torch.manual_seed(0)
+    blocks = [Routers(TASKS, C, BALANCED) for _ in range(2)]
+    balance = balance_losses([block(x_TNC, x_TNC.shape[1]).balance for block in blocks], BALANCED.groups)
+    weights = [block.weight_TCE for block in blocks]
+    gradients = [
+        torch.cat(torch.autograd.grad(loss, weights, retain_graph=True)).flatten().tolist()
+        for loss in balance.losses
+    ]
+    return [loss.item() for loss in balance.losses], gradients, balance.load_LTE.tolist(), balance.dropped_LT.tolist()
+
+
+def balance_of_splits(splits: list[list[int]]) -> list:
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    return [balance_of(tokens(split).split(split, 1)[rank]) for split in splits]
+
+
+def tokens(split: list[int]) -> torch.Tensor:
+    return torch.randn(TASKS, sum(split), C, generator=torch.Generator().manual_seed(sum(split)))
+
+
+@settings(deadline=None, max_examples=2, database=None)
+@given(st.lists(st.lists(st.integers(0, 9), min_size=WORLD, max_size=WORLD).filter(sum), min_size=8, max_size=8))
+def test_losses_of_ranks_are_those_of_all_tokens_on_one(splits):
+    """Whatever the split: the mean over ranks of a loss, and of its gradient, which is what the engine takes."""
+    answers = run_ranks(WORLD, balance_of_splits, splits)
+    for split, *each in zip(splits, *answers):
+        losses, gradients, load, dropped = balance_of(tokens(split))
+        for i, loss in enumerate(losses):
+            assert sum(rank[0][i] for rank in each) / WORLD == pytest.approx(loss, rel=1e-5), split
+            mean = [sum(values) / WORLD for values in zip(*(rank[1][i] for rank in each))]
+            assert mean == pytest.approx(gradients[i], rel=1e-4, abs=1e-6)
+        assert all((rank[2], rank[3]) == (load, dropped) for rank in each)

@@ -230,8 +230,8 @@ def gradients(config) -> dict[str, torch.Tensor]:
     """Of every task's output and of the balance losses."""
     model = create_model(config, INFO)
     output = model(image())
-    balance, z, _ = balance_losses(output.balance)
-    (sum(p.square().mean() for p in output.predictions.values()) + balance + z).backward()
+    losses = balance_losses(output.balance).losses
+    (sum(p.square().mean() for p in output.predictions.values()) + sum(losses)).backward()
     return {
         name.replace("_checkpoint_wrapped_module.", ""): parameter.grad for name, parameter in model.named_parameters()
     }

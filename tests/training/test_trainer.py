@@ -17,7 +17,7 @@ from fgmoe_dist.data.stream import evaluation_samples
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tasks import create_tasks
 from fgmoe_dist.training.engine import learning_rate
-from fgmoe_dist.training.report import load_metrics, run_score
+from fgmoe_dist.training.report import run_score
 from tests.ranks import run_ranks
 from tests.runs import Runs, this_rank, trainer_on_rank
 
@@ -99,7 +99,7 @@ def test_evaluate_repeats_the_run_s_own_scores(runs):
     (again,) = run_ranks(1, evaluate_verb, runs.folder("run"), runs.root / "again.json")
     for task in own:
         assert again[task] == pytest.approx(own[task], rel=1e-5), task
-    assert len(list((runs.folder("run") / "pictures/1").glob("*.png"))) == 2
+    assert len(list((runs.folder("run") / "pictures/1").glob("*.png"))) == 2 + 1  # and the experts' load
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,14 @@ def two_steps(config_file, overrides):
 
 def test_the_total_weighs_tasks_and_balance(runs):
     changes = dict(
-        experts__balance_weight=0.5, experts__z_weight=0.25, train__warmup_steps=4, train__micro_batch_size=2
-    )
+        experts__balance_weight=0.5, experts__z_weight=0.25, experts__device_balance_weight=0.125, experts__groups=2,
+        train__warmup_steps=4, train__micro_batch_size=2,
+    )  # fmt: skip
     (steps,) = run_ranks(1, two_steps, runs.config_file, runs.overrides("run", changes))
     for losses, load, _ in steps:
         total = losses["semseg"] + losses["depth"] + 10 * losses["normals"] + 50 * losses["edge"]
-        assert losses["total"] == pytest.approx(total + 0.5 * losses["balance"] + 0.25 * losses["z"], rel=1e-5)
+        balance = 0.5 * losses["balance"] + 0.25 * losses["z"] + 0.125 * losses["device_balance"]
+        assert losses["total"] == pytest.approx(total + balance, rel=1e-5)
         # Every token of 4 images on 14 x 18 places goes to 3 experts, in both blocks for each task.
         assert np.sum(load, axis=2).tolist() == [[4 * 14 * 18 * 3] * 4] * 2
     assert [lr for *_, lr in steps] == pytest.approx([1e-3 / 4, 1e-3 / 2 * 0.75**0.9])
@@ -201,15 +203,6 @@ def test_other_classes_are_refused(runs, pascal_shards):
 
 
 # Figures
-
-
-def test_load_figures_by_hand():
-    load = torch.tensor([[[2.0, 2, 2, 2], [6, 2, 0, 0]]])
-    metrics = load_metrics(load, ["semseg", "depth"])
-    assert metrics["experts/entropy/block0/semseg"] == pytest.approx(1)
-    assert metrics["experts/entropy/block0/depth"] == pytest.approx(0.8112781 / 2)  # bits of (3/4, 1/4), of 2
-    assert metrics["experts/busiest/block0/depth"] == pytest.approx(0.75)
-    assert (metrics["experts/dead/block0/semseg"], metrics["experts/dead/block0/depth"]) == (0, 2)
 
 
 def test_a_better_run_scores_higher(pascal_shards):
