@@ -3,21 +3,20 @@
 `checkpoints/step-00000120/` holds
 
     state.json                     step, configuration, data set, encoder, who wrote it
-    decoder.safetensors            replicated parameters: NAME.weight, NAME.exp_avg, NAME.exp_avg_sq, fp32
+    decoder.safetensors            replicated parameters: NAME.weight, NAME.exp_avg, NAME.exp_avg_sq, fp32;
+                                   persistent buffers outside the encoder: NAME.weight, fp32
     experts-000-of-002.safetensors blocks.B.experts.TASK.EXPERT.WEIGHT.weight and its moments, one file an expert rank
 
-It is written beside its final name and renamed; `latest` and `best` are small files that name a folder. The frozen
-encoder is not in it, only its name and checksum. safetensors holds no code, so nothing is executed on loading.
+This module takes what a rank has to write out of the engine (`take_snapshot`), writes it (`write_snapshot`), and loads
+it again; `training/background.py` decides when, `training/checkpoint_folder.py` names. The frozen encoder is not in a
+checkpoint, only its name and checksum. safetensors holds no code, so nothing is executed on loading.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any, Iterator, Mapping, NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
@@ -30,12 +29,11 @@ from torch import Tensor, nn
 
 from fgmoe_dist.config import Config, build_config
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.experts.layer import RoutedExperts
-from fgmoe_dist.files import write_atomically
+from fgmoe_dist.experts.layer import LogicalExpert, RoutedExperts
 from fgmoe_dist.models.fgmoe import FGMoE, create_model
+from fgmoe_dist.training.checkpoint_folder import CheckpointState, find_checkpoint, read_state
 from fgmoe_dist.training.optimizer_state import MOMENTS, OptimizerState
 
-FORMAT = 1
 KINDS = ("weight", *MOMENTS)
 
 # Where a block keeps its routers, and where the layers of other libraries do.
@@ -46,76 +44,64 @@ STOCK_GATES = {
 }
 
 
-@dataclass(frozen=True)
-class CheckpointState:
-    """`state.json`: what a checkpoint says of itself. Also the `DatasetInfo` that tasks are made from."""
+class Piece(NamedTuple):
+    """A tensor in host memory, and each name it is written under: whole, or the slice at an index."""
 
-    step: int
-    config: dict[str, Any]
-    tasks: list[str]
-    classes: dict[str, list[str]]
-    boundary_max_dist: float
-    encoder_checksum: str
-    world: int
-    ep_size: int
-    zero_stage: int
-    score: Optional[float] = None
-    format: int = FORMAT
+    value: Tensor
+    names: list[tuple[str, Optional[int]]]
 
 
-def save_checkpoint(engine: DeepSpeedEngine, folder: Path, state: CheckpointState, keep: int) -> Path:
-    """Writes `folder/step-...` together with all other ranks, then drops all but the newest `keep` and the best."""
-    final = folder / f"step-{state.step:08d}"
-    beside = folder / f".{final.name}.partial"
-    if dist.get_rank() == 0:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    dist.barrier()
-    optimizer, model = OptimizerState(engine), engine.module
-    decoder = {name: optimizer.get(parameter) for name, parameter in _replicated(model)}
-    experts = {}
+Snapshot = dict[str, list[Piece]]  # by the name of the file
+
+
+def take_snapshot(engine: DeepSpeedEngine) -> Snapshot:
+    """What this rank writes of a checkpoint, apart from all that the next step changes. A collective.
+
+    Rank 0 writes what is replicated, the first copy of the experts writes them; the others only take part in gathering.
+    """
+    optimizer, model, snapshot = OptimizerState(engine), engine.module, {}
+    decoder = snapshot.setdefault("decoder.safetensors", []) if dist.get_rank() == 0 else None
+    for name, parameter in _replicated(model):
+        _take(optimizer, parameter, [(name, None)], decoder)
+    if decoder is not None:
+        decoder += [Piece(_copied(buffer.float()), [(f"{name}.weight", None)]) for name, buffer in buffers_of(model)]
     for prefix, layer in _expert_layers(model):
-        values = {
-            id(parameter): optimizer.get(parameter) for parameter in layer.parameters() if is_moe_param(parameter)
-        }
-        for e in layer.logical_experts():
-            whole = values[id(e.parameter)]
-            experts[f"{prefix}.{e.task}.{e.expert}.{e.weight}"] = {
-                kind: whole[kind] if e.index is None else whole[kind][e.index] for kind in KINDS
-            }
-    if dist.get_rank() == 0:
-        _save_tensors(beside / "decoder.safetensors", decoder)
-        (beside / "state.json").write_text(json.dumps(asdict(state), indent=1))
-    group_name = f"ep_size_{state.ep_size}"
-    if groups._get_expert_data_parallel_rank(group_name) == 0:
-        ep_rank = groups._get_expert_parallel_rank(group_name)
-        _save_tensors(beside / f"experts-{ep_rank:03d}-of-{state.ep_size:03d}.safetensors", experts)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
-        _point(folder, "latest", final.name)
-        _prune(folder, keep)
-    dist.barrier()
-    return final
+        group = layer.expert_group_name
+        experts = None
+        if groups._get_expert_data_parallel_rank(group) == 0:
+            rank = groups._get_expert_parallel_rank(group)
+            experts = snapshot.setdefault(f"experts-{rank:03d}-of-{layer.ep_size:03d}.safetensors", [])
+        for parameter, members in _by_parameter(layer):
+            _take(optimizer, parameter, [(_expert_name(prefix, e), e.index) for e in members], experts)
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()  # the copies to host memory
+    return snapshot
 
 
-def mark_score(checkpoint: Path, score: float) -> None:
-    """Notes in a checkpoint how good it is, higher being better, and calls it `best` if it is. Rank 0 alone."""
-    folder = checkpoint.parent
-    if score > _best_score(folder):
-        _point(folder, "best", checkpoint.name)
-    state = replace(read_state(checkpoint), score=score)
-    write_atomically(checkpoint / "state.json", json.dumps(asdict(state), indent=1))
+def write_snapshot(snapshot: Snapshot, folder: Path) -> None:
+    """Writes a rank's files, down to the disk, and empties `snapshot`. OSError or SafetensorError if it fails."""
+    for name, pieces in snapshot.items():
+        tensors = {}
+        while pieces:
+            value, names = pieces.pop()
+            tensors.update({key: value if index is None else value[index].clone() for key, index in names})
+        save_file(tensors, folder / name)
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
 
 
-def rewind(folder: Path, checkpoint: Path) -> None:
-    """Makes `checkpoint` the latest of `folder`, which a run goes on from; a later `best` is of an abandoned branch."""
-    if checkpoint.parent.resolve() == folder.resolve():
-        best = _pointed(folder, "best")
-        if best is not None and best.name > checkpoint.name:
-            (folder / "best").unlink()
-        _point(folder, "latest", checkpoint.name)
+def _take(optimizer: OptimizerState, parameter: nn.Parameter, names: list, pieces: Optional[list[Piece]]) -> None:
+    values = optimizer.get(parameter)
+    if pieces is not None:
+        for kind, value in values.items():
+            # What was gathered on a CPU is a copy already.
+            value = value if optimizer.sharded and not value.is_cuda else _copied(value)
+            pieces.append(Piece(value, [(f"{name}.{kind}", index) for name, index in names]))
+
+
+def _copied(value: Tensor) -> Tensor:
+    """`value` in host memory of its own; from a GPU on its way into pinned memory, which torch keeps for the next."""
+    return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value, non_blocking=True)
 
 
 def resume(engine: DeepSpeedEngine, checkpoint: Path, expected: Mapping[str, Any]) -> CheckpointState:
@@ -137,15 +123,16 @@ def resume(engine: DeepSpeedEngine, checkpoint: Path, expected: Mapping[str, Any
             optimizer.set(parameter, {kind: reader.read(f"{name}.{kind}", parameter.shape) for kind in KINDS})
         for prefix, layer in _expert_layers(engine.module):
             _load_experts(reader, prefix, layer, optimizer)
+        _load_buffers(reader, engine.module, state)
     optimizer.step = state.step
     return state
 
 
-def load_model(path: Path) -> tuple[FGMoE, Config, CheckpointState]:
+def load_model(path: Path, kernel: str = "auto") -> tuple[FGMoE, Config, CheckpointState]:
     """The trained model of a run folder or checkpoint, whole on this process, ready to predict.
 
-    Its experts are computed by the fused backend whichever trained them: the weights mean the same. UserError if there
-    is no checkpoint, or the encoder's weights are not those it was trained on.
+    Its experts are computed by `kernel` of the fused backend whichever trained them: the weights mean the same.
+    UserError if there is no checkpoint, or the encoder's weights are not those it was trained on.
     """
     checkpoint = find_checkpoint(Path(path))
     if checkpoint is None:
@@ -153,8 +140,7 @@ def load_model(path: Path) -> tuple[FGMoE, Config, CheckpointState]:
             f"--checkpoint {path}: no checkpoint there; name a run folder or one of its checkpoints/step-... folders"
         )
     state = read_state(checkpoint)
-    whole = {"parallel": {**state.config["parallel"], "ep_size": 1}, "experts": _as_fused(state.config["experts"])}
-    config = build_config({**state.config, **whole}, origin=str(checkpoint / "state.json"))
+    config = build_config(_for_predicting(state.config, kernel), origin=str(checkpoint / "state.json"))
     model = create_model(config, state)
     if model.encoder.checksum != state.encoder_checksum:
         raise UserError(
@@ -171,14 +157,20 @@ def load_model(path: Path) -> tuple[FGMoE, Config, CheckpointState]:
         for prefix, layer in _expert_layers(model):
             for e in layer.logical_experts():
                 target = e.parameter if e.index is None else e.parameter[e.index]
-                target.copy_(reader.read(f"{prefix}.{e.task}.{e.expert}.{e.weight}.weight", target.shape))
+                target.copy_(reader.read(f"{_expert_name(prefix, e)}.weight", target.shape))
+        _load_buffers(reader, model, state)
     if config.train.precision == "bf16":  # as the engine cast it; scored in another precision it would score otherwise
         model = model.to(torch.bfloat16)
     return model.eval(), config, state
 
 
-def _as_fused(experts: dict[str, Any]) -> dict[str, Any]:
-    return {**experts, "backend": "fused", "kernel": "auto"}
+def _for_predicting(config: dict[str, Any], kernel: str) -> dict[str, Any]:
+    changes = {
+        "parallel": {"ep_size": 1},
+        "experts": {"backend": "fused", "kernel": kernel},
+        "train": {"activation_checkpointing": False},
+    }
+    return {**config, **{section: {**config[section], **values} for section, values in changes.items()}}
 
 
 def _read_stock_gates(reader: _Reader, name: str, shape_TCE: torch.Size) -> Tensor:
@@ -188,46 +180,31 @@ def _read_stock_gates(reader: _Reader, name: str, shape_TCE: torch.Size) -> Tens
     return torch.stack([gate_EC.T for gate_EC in gates])
 
 
-def find_checkpoint(path: Path) -> Optional[Path]:
-    """The checkpoint that `path` means: one itself, a `checkpoints` folder, or a run folder. None if there is none."""
-    for folder in (path, path / "checkpoints"):
-        if (folder / "state.json").is_file():
-            return folder
-        for pointer in ("latest", "best"):
-            if (folder / pointer).is_file() and (
-                folder / (folder / pointer).read_text().strip() / "state.json"
-            ).is_file():
-                return folder / (folder / pointer).read_text().strip()
-    return None
-
-
-def read_state(checkpoint: Path) -> CheckpointState:
-    try:
-        values = json.loads((checkpoint / "state.json").read_text())
-        if values.get("format") != FORMAT:
-            raise UserError(
-                f"checkpoint {checkpoint}: format {values.get('format')}; this version reads format {FORMAT}"
-            )
-        return CheckpointState(**values)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"checkpoint {checkpoint}: state.json cannot be read ({error}); name another checkpoint"
-        ) from None
-
-
 def _load_experts(reader: _Reader, prefix: str, layer: RoutedExperts, optimizer: OptimizerState) -> None:
-    by_parameter: dict[int, tuple[nn.Parameter, list]] = {}
-    for e in layer.logical_experts():
-        by_parameter.setdefault(id(e.parameter), (e.parameter, []))[1].append(e)
-    for parameter, members in by_parameter.values():
+    for parameter, members in _by_parameter(layer):
         values = {}
         for kind in KINDS:
             shape = parameter.shape if members[0].index is None else parameter.shape[1:]
-            slices = [reader.read(f"{prefix}.{e.task}.{e.expert}.{e.weight}.{kind}", shape) for e in members]
+            slices = [reader.read(f"{_expert_name(prefix, e)}.{kind}", shape) for e in members]
             values[kind] = slices[0] if members[0].index is None else torch.stack(slices)
         optimizer.set(parameter, values)
+
+
+def _load_buffers(reader: _Reader, model: nn.Module, state: CheckpointState) -> None:
+    """What the checkpoint says it holds must be there; a buffer that came into the model later keeps its first value.
+
+    So it was with the run that wrote the checkpoint: it had no such buffer, which is what the first value stands for.
+    """
+    for name, buffer in buffers_of(model):
+        if name in state.buffers:
+            buffer.copy_(reader.read(f"{name}.weight", buffer.shape))
+
+
+def buffers_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Persistent buffers outside the frozen encoder, which must be the same on every rank."""
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, nn.Parameter) and not name.startswith("encoder."):
+            yield _plain(name), value
 
 
 def _replicated(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -242,18 +219,21 @@ def _expert_layers(model: nn.Module) -> Iterator[tuple[str, RoutedExperts]]:
             yield f"blocks.{module.block}.experts", module
 
 
+def _by_parameter(layer: RoutedExperts) -> Iterator[tuple[nn.Parameter, list[LogicalExpert]]]:
+    """Every parameter with the experts it holds: all of a stacked one's, one of a stock layer's."""
+    held: dict[int, list[LogicalExpert]] = {}
+    for expert in layer.logical_experts():
+        held.setdefault(id(expert.parameter), []).append(expert)
+    return ((members[0].parameter, members) for members in held.values())
+
+
+def _expert_name(prefix: str, expert: LogicalExpert) -> str:
+    return f"{prefix}.{expert.task}.{expert.expert}.{expert.weight}"
+
+
 def _plain(name: str) -> str:
     """A parameter's name without what activation checkpointing put in between."""
     return name.replace("_checkpoint_wrapped_module.", "")
-
-
-def _save_tensors(path: Path, values: Mapping[str, Mapping[str, Tensor]]) -> None:
-    tensors = {
-        f"{name}.{kind}": kinds[kind].detach().float().cpu().clone() for name, kinds in values.items() for kind in kinds
-    }
-    save_file(tensors, path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 class _Reader:
@@ -287,25 +267,3 @@ class _Reader:
                 f" use the configuration it was trained with"
             )
         return value
-
-
-def _point(folder: Path, pointer: str, name: str) -> None:
-    write_atomically(folder / pointer, name + "\n")
-
-
-def _pointed(folder: Path, pointer: str) -> Optional[Path]:
-    return folder / (folder / pointer).read_text().strip() if (folder / pointer).is_file() else None
-
-
-def _best_score(folder: Path) -> float:
-    best = _pointed(folder, "best")
-    score = read_state(best).score if best is not None and best.is_dir() else None
-    return float("-inf") if score is None else score
-
-
-def _prune(folder: Path, keep: int) -> None:
-    # By age and not by step: a run resumed further back has later steps of an abandoned branch beside it.
-    by_age = sorted(folder.glob("step-*"), key=lambda path: path.stat().st_mtime)
-    kept = {*by_age[-keep:], _pointed(folder, "best"), _pointed(folder, "latest")}
-    for old in set(folder.glob("step-*")) - kept:
-        shutil.rmtree(old, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Optional
 
@@ -14,13 +15,14 @@ from fgmoe_dist.ranks import ended_once, from_first
 from fgmoe_dist.tracking.mlflow_run import MLflowRun, NoRun
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.tags import run_tags
-from fgmoe_dist.training.checkpoint import (
+from fgmoe_dist.training.background import CheckpointWriter
+from fgmoe_dist.training.checkpoint import resume
+from fgmoe_dist.training.checkpoint_folder import (
     CheckpointState,
+    drop_partial,
     find_checkpoint,
     mark_score,
-    resume,
     rewind,
-    save_checkpoint,
 )
 from fgmoe_dist.training.plan import parameter_counts
 from fgmoe_dist.training.report import Reporter
@@ -32,27 +34,35 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
     config, steps = trainer.config.train, trainer.config.train.steps
     folder = RunFolder(trainer.config.run.dir)
     resumed = _resume(trainer, folder, resume_from)
-    with _start_tracking(trainer, folder, resumed) as tracker, ended_once():
+    with (
+        _start_tracking(trainer, folder, resumed) as tracker,
+        CheckpointWriter(
+            folder.checkpoints, config.keep_checkpoints, say=functools.partial(print, flush=True)
+        ) as writer,
+        ended_once(),
+    ):
         reporter = Reporter(trainer, folder, tracker)
         while trainer.step < steps:
             reporter.observe(trainer.train_step())
-            at_end, stopping = trainer.step == steps, _asked_to_stop(folder)
+            at_end, stopping = trainer.step == steps, _asked_to_stop(folder, writer)
             evaluating = _due(trainer.step, config.evaluate_every) and not at_end and not stopping
             if trainer.step % config.log_every == 0 or trainer.step == 1 or at_end:
                 reporter.log()
             # Saved first: whatever may go wrong in an evaluation, the training is not lost.
             if at_end or stopping or evaluating or _due(trainer.step, config.checkpoint_every):
-                _save(trainer, folder)
+                writer.save(trainer.engine, _state_of(trainer))
             if evaluating:
-                _evaluate(reporter, folder)
+                _evaluate(reporter, folder, writer)
             if stopping and not at_end:
+                writer.wait()
                 reporter.say(f"stopped at step {trainer.step} as asked; the same command goes on from here")
                 tracker.finish("KILLED")
                 return
         if from_first(lambda: steps not in folder.evaluations()):
-            _evaluate(reporter, folder, with_constants=True)
+            _evaluate(reporter, folder, writer, with_constants=True)
         elif resumed == steps:
             reporter.say(f"{folder.path} is complete at step {steps}; raise train.steps, or name another run.dir")
+        writer.wait()
         reporter.finish()
 
 
@@ -69,6 +79,7 @@ def _resume(trainer: Trainer, folder: RunFolder, resume_from: str) -> Optional[i
             print(f"going on from {checkpoint}, step {resumed}", flush=True)
             _tell_changes(state, trainer.config)
             rewind(folder.checkpoints, checkpoint)
+        drop_partial(folder.checkpoints)
         folder.create(trainer.config.to_yaml(), resumed)
         folder.drop_old_stop(before=psutil.Process().create_time())
     dist.barrier()
@@ -113,16 +124,25 @@ def _start_tracking(trainer: Trainer, folder: RunFolder, resumed: Optional[int])
     )
 
 
-def _asked_to_stop(folder: RunFolder) -> bool:
-    """Whether rank 0 sees the file `stop`; every rank gets the same answer at the same step."""
-    asked = from_first(folder.stop_file.exists)
+def _asked_to_stop(folder: RunFolder, writer: CheckpointWriter) -> bool:
+    """Whether rank 0 sees the file `stop`; every rank gets the same answer at the same step.
+
+    Raises, likewise everywhere at once, if the latest checkpoint could not be written.
+    """
+
+    def look() -> bool:
+        writer.check()
+        return folder.stop_file.exists()
+
+    asked = from_first(look)
     if asked and dist.get_rank() == 0:
         folder.stop_file.unlink(missing_ok=True)
     return asked
 
 
-def _evaluate(reporter: Reporter, folder: RunFolder, with_constants: bool = False) -> None:
+def _evaluate(reporter: Reporter, folder: RunFolder, writer: CheckpointWriter, with_constants: bool = False) -> None:
     score = reporter.evaluate(with_constants)
+    writer.wait()
     if dist.get_rank() == 0:
         mark_score(find_checkpoint(folder.checkpoints), score)
 
@@ -131,9 +151,9 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _save(trainer: Trainer, folder: RunFolder) -> None:
+def _state_of(trainer: Trainer) -> CheckpointState:
     config, shards = trainer.config, trainer.train_shards
-    state = CheckpointState(
+    return CheckpointState(
         step=trainer.step,
         config=config.model_dump(mode="json"),
         tasks=list(config.tasks),
@@ -144,4 +164,3 @@ def _save(trainer: Trainer, folder: RunFolder) -> None:
         ep_size=config.parallel.ep_size,
         zero_stage=config.parallel.zero_stage,
     )
-    save_checkpoint(trainer.engine, folder.checkpoints, state, config.train.keep_checkpoints)

@@ -18,15 +18,8 @@ from torch import nn
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.training.checkpoint import (
-    CheckpointState,
-    find_checkpoint,
-    load_model,
-    mark_score,
-    read_state,
-    resume,
-    rewind,
-)
+from fgmoe_dist.training.checkpoint import load_model, resume
+from fgmoe_dist.training.checkpoint_folder import CheckpointState, find_checkpoint, mark_score, read_state, rewind
 from tests.ranks import run_ranks
 from tests.runs import Runs
 
@@ -91,13 +84,19 @@ def state_of(layout, number: int = 2) -> CheckpointState:
     )  # fmt: skip
 
 
+def save(engine, folder: Path, state: CheckpointState) -> Path:
+    from fgmoe_dist.training.background import CheckpointWriter
+
+    with CheckpointWriter(folder, keep=2) as writer:
+        writer.save(engine, state)
+    return folder / f"step-{state.step:08d}"
+
+
 def write_with_every_layout(folder: Path) -> tuple[list[Path], list[list[float]]]:
     """Layout 0 trains and saves; each later layout, from other weights, loads what the one before saved and saves it.
 
     Returns the checkpoints, and the losses of two more steps with each.
     """
-    from fgmoe_dist.training.checkpoint import save_checkpoint
-
     engine = engine_of(LAYOUTS[0], seed=1)
     for number in range(2):
         step(engine, number)
@@ -107,7 +106,7 @@ def write_with_every_layout(folder: Path) -> tuple[list[Path], list[list[float]]
             engine = engine_of(layout, seed=100 + index)
             loaded = resume(engine, written[-1], {"tasks": ["depth"], "encoder_checksum": "e"})
             assert loaded == state_of(LAYOUTS[index - 1])
-        written.append(save_checkpoint(engine, folder / str(index), state_of(layout), keep=2))
+        written.append(save(engine, folder / str(index), state_of(layout)))
         losses.append([step(engine, number) for number in (2, 3)])
     return written, losses
 
@@ -163,11 +162,9 @@ def test_training_goes_on_alike_in_every_layout(chain):
 def write_some(folder: Path, scores: list) -> list[str]:
     import torch.distributed as dist
 
-    from fgmoe_dist.training.checkpoint import mark_score, save_checkpoint
-
     engine = engine_of((1, 1), seed=1)
     for number, score in enumerate(scores, 1):
-        checkpoint = save_checkpoint(engine, folder, state_of((1, 1), number), keep=2)
+        checkpoint = save(engine, folder, state_of((1, 1), number))
         if score is not None and dist.get_rank() == 0:
             mark_score(checkpoint, score)
         dist.barrier()
