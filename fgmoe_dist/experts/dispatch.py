@@ -159,10 +159,15 @@ class _Wait(torch.autograd.Function):
 
 def _pack(rows: Sequence[Tensor]) -> Tensor:
     """The columns of all `rows` side by side as bytes: floats keep their precision, indices ride along."""
-    return torch.cat([row.contiguous().view(torch.uint8) for row in rows], dim=1)
+    # Contiguous is not enough: dimensions of size 0 and 1 may have any stride, and views by bytes look at them.
+    plain = [row.contiguous().as_strided(row.shape, (row.shape[1], 1)) for row in rows]
+    return torch.cat([row.view(torch.uint8) for row in plain], dim=1)
 
 
 def _unpack(buffer: Tensor, columns: list[tuple[int, torch.dtype]]) -> list[Tensor]:
-    widths = [width * dtype.itemsize for width, dtype in columns]
-    parts = buffer.split(widths, dim=1)
-    return [part.contiguous().view(dtype) for part, (_, dtype) in zip(parts, columns)]
+    if len(columns) == 1:  # it is what arrived
+        return [buffer.view(columns[0][1])]
+    parts = buffer.split([width * dtype.itemsize for width, dtype in columns], dim=1)
+    # A copy even of a single row, which may begin where its type must not.
+    copies = [part.clone(memory_format=torch.contiguous_format) for part in parts]
+    return [copy.view(dtype) for copy, (_, dtype) in zip(copies, columns)]
