@@ -289,7 +289,22 @@ def _conflicts(config: Config) -> list[str]:
         found.append(
             f"parallel.ep_size={ep_size} does not divide the {experts.routed} routed experts a task (count x split)"
         )
-    found += _group_conflicts(experts, ep_size)
+    if experts.groups and experts.routed % experts.groups:
+        found.append(
+            f"experts.groups={experts.groups} does not divide the {experts.routed} routed experts a task; choose one"
+            " that does"
+        )
+    elif experts.groups % ep_size:
+        found.append(
+            f"experts.groups={experts.groups} is not a multiple of parallel.ep_size={ep_size}:"
+            f" a group would lie on two ranks; set experts.groups={ep_size}"
+        )
+    reached = min(experts.max_ranks_per_token, config.expert_groups) * (experts.routed // config.expert_groups)
+    if 0 < reached < experts.top_k <= experts.routed:
+        found.append(
+            f"experts.max_ranks_per_token={experts.max_ranks_per_token} leaves a token {reached} of the"
+            f" {experts.routed} routed experts, fewer than experts.top_k={experts.top_k}; raise it or lower top_k"
+        )
     if experts.shared_gate == "joint" and experts.score != "softmax":
         found.append("experts.shared_gate=joint is one softmax; set experts.score=softmax")
     stride, size = config.decoder.stride, config.data.image_size
@@ -316,27 +331,6 @@ def _conflicts(config: Config) -> list[str]:
     lowest, highest = config.data.scale_range
     if not 0 < lowest <= highest:
         found.append(f"data.scale_range={[lowest, highest]}: give [lowest, highest], both positive")
-    return found
-
-
-def _group_conflicts(experts: Experts, ep_size: int) -> list[str]:
-    """`experts.groups` against the routed experts and the ranks, and what fits into the groups a token may go to."""
-    groups, limit = experts.groups or ep_size, experts.max_ranks_per_token
-    if experts.routed % groups:  # of ep_size itself this has been said
-        return [f"experts.groups={groups} does not divide the {experts.routed} routed experts a task"] * bool(
-            experts.groups
-        )
-    found = []
-    if groups % ep_size:
-        found.append(
-            f"experts.groups={groups} is not a multiple of parallel.ep_size={ep_size}: a group would lie on two ranks"
-        )
-    reached = min(limit or groups, groups) * (experts.routed // groups)
-    if reached < experts.top_k <= experts.routed:
-        found.append(
-            f"experts.max_ranks_per_token={limit} leaves a token {reached} of the {experts.routed} routed experts,"
-            f" fewer than experts.top_k={experts.top_k}; raise it or lower top_k"
-        )
     return found
 
 

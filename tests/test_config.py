@@ -154,6 +154,13 @@ def test_all_mistakes_come_in_one_list():
         ({"experts": {"shared_gate": "joint", "score": "sigmoid"}}, "score=softmax"),
         ({"experts": {"backend": "deepspeed", "noise": 1.0}}, "experts.noise=1.0 needs experts.backend=fused"),
         ({"experts": {"backend": "fairscale"}}, "top-2"),
+        ({"experts": {"backend": "deepspeed", "bias_update_rate": 0.1}}, "bias_update_rate=0.1 needs experts.backend"),
+        ({"experts": {"backend": "deepspeed", "max_ranks_per_token": 1}}, "max_ranks_per_token=1 needs"),
+        ({"experts": {"backend": "deepspeed", "capacity_factor": 1.0}}, "capacity_factor=1.0 needs"),
+        ({"experts": {"groups": 3}}, "groups=3 does not divide the 16"),
+        ({"experts": {"groups": 4}, "parallel": {"ep_size": 8}}, "not a multiple of parallel.ep_size=8"),
+        ({"experts": {"groups": 8, "max_ranks_per_token": 1}}, "leaves a token 2 of the 16"),
+        ({"experts": {"max_ranks_per_token": 1, "top_k": 5}, "parallel": {"ep_size": 4}}, "leaves a token 4 of the 16"),
         ({"data": {"image_size": [-64, -64]}}, "both sides must be positive"),
         ({"data": {"image_size": [64]}}, "data.image_size"),
         ({"data": {"scale_range": [2.0, 0.5]}}, "lowest"),
@@ -166,6 +173,16 @@ def test_all_mistakes_come_in_one_list():
 )
 def test_settings_that_contradict(values, said):
     assert said in mistakes(values)
+
+
+@pytest.mark.parametrize("key", ["max_ranks_per_token", "device_balance_weight"])
+def test_groups_of_experts_are_written_down_where_they_matter(key):
+    """A checkpoint read by one process routes as the ranks did that wrote it."""
+    config = build_config({"experts": {key: 1}, "parallel": {"ep_size": 4}})
+    assert (config.experts.groups, config.expert_groups) == (4, 4)
+    alone = build_config({**config.model_dump(), "parallel": {"ep_size": 1}})
+    assert alone.expert_groups == 4
+    assert build_config({"parallel": {"ep_size": 4}}).experts.groups == 0
 
 
 @pytest.mark.parametrize("name", ["nyud_vitb", "nyud_vitl", "pascal_vitb", "pascal_vitl"])

@@ -265,12 +265,13 @@ class FairscaleExperts(StockExperts):
 
     def _run_layer(self, layer: nn.Module, x_NC: Tensor) -> Tensor:
         tokens = len(x_NC)
-        x_NC = F.pad(x_NC, (0, 0, 0, -tokens % self.num_experts))  # it takes multiples of E only
+        x_NC = F.pad(x_NC, (0, 0, 0, -tokens % self.num_experts))  # it takes multiples of E only,
+        x_SNC = x_NC.unflatten(0, (self.num_local_experts, -1))  # and as many sequences S as it has experts
         if self.training:
-            return layer(x_NC[None])[0, :tokens]
+            return layer(x_SNC).flatten(0, 1)[:tokens]
         with torch.random.fork_rng(devices=[x_NC.device] if x_NC.is_cuda else []):
             torch.manual_seed(self.seed)
-            return layer(x_NC[None])[0, :tokens]
+            return layer(x_SNC).flatten(0, 1)[:tokens]
 
 
 def _note_kept(gate: nn.Module, _, output: tuple[Tensor, Tensor, Tensor]) -> None:

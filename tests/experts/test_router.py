@@ -242,8 +242,7 @@ def balance_of(x_TNC: torch.Tensor) -> tuple[list, list, list, list]:
     balance = balance_losses([block(x_TNC, x_TNC.shape[1]).balance for block in blocks], BALANCED.groups)
     weights = [block.weight_TCE for block in blocks]
     gradients = [
-        torch.cat(torch.autograd.grad(loss, weights, retain_graph=True)).flatten().tolist()
-        for loss in balance.losses
+        torch.cat(torch.autograd.grad(loss, weights, retain_graph=True)).flatten().tolist() for loss in balance.losses
     ]
     return [loss.item() for loss in balance.losses], gradients, balance.load_LTE.tolist(), balance.dropped_LT.tolist()
 

@@ -8,7 +8,6 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.data.codec import keys_of

@@ -1,0 +1,70 @@
+"""Dispatch and combine alone: they lose nothing, and know every size after one wait for the device."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.ranks import run_ranks
+
+WORLD, C = 3, 5
+# What makes the host wait for a GPU: sizes that depend on values, and values themselves.
+SYNCS = ("nonzero.", "_local_scalar_dense", "masked_select", "bincount", "unique", "repeat_interleave.Tensor")
+
+
+class Watch(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).removeprefix("aten.")
+        by_mask = name.startswith("index") and any(
+            torch.is_tensor(index) and index.dtype == torch.bool
+            for indices in args[1:2] if isinstance(indices, (list, tuple)) for index in indices
+        )  # fmt: skip
+        if by_mask or name.startswith(SYNCS):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def there_and_back(problems: list[tuple[list[int], int, int]]) -> list[tuple[float, float, list[str]]]:
+    """Experts that do nothing, gates that add up to 1: the greatest change of a token and of a gradient; the waits."""
+    import torch.distributed as dist
+
+    from fgmoe_dist.experts.dispatch import combine, plan_route, start_exchange, wait_exchange
+
+    answers = []
+    for tokens, top_k, seed in problems:
+        count = tokens[dist.get_rank()]
+        generator = torch.Generator().manual_seed(seed + dist.get_rank())
+        x_NC = torch.randn(count, C, generator=generator, requires_grad=True)
+        owner_NK = torch.randint(-1, WORLD, (count, top_k), generator=generator)
+        kept_NK = owner_NK >= 0
+        weight_NK = torch.rand(count, top_k, generator=generator) + 0.1
+        weight_NK = weight_NK * kept_NK / (weight_NK * kept_NK).sum(1, keepdim=True).clamp(min=0.1)
+        going_NC = torch.randn(count, C, generator=generator)
+        with Watch() as watch:
+            route, rows = plan_route(x_NC, weight_NK, owner_NK, owner_NK, dist.group.WORLD)
+            x_MC, weight_MK, _ = wait_exchange(start_exchange(route, *rows))
+            sums_MC = x_MC * weight_MK.sum(1, keepdim=True)
+            y_NC = combine(route, *wait_exchange(start_exchange(route, sums_MC, back=True)))
+            y_NC.backward(going_NC)
+        sent_N1 = kept_NK.any(1, keepdim=True)
+        changes = (y_NC - x_NC * sent_N1, x_NC.grad - going_NC * sent_N1)
+        answers.append((*(change.abs().sum().item() for change in changes), watch.seen))
+    return answers
+
+
+PROBLEM = st.tuples(st.lists(st.integers(0, 7), min_size=WORLD, max_size=WORLD), st.integers(1, 4), st.integers(0, 999))
+
+
+@settings(deadline=None, max_examples=2, database=None)
+@given(st.lists(PROBLEM, min_size=15, max_size=15))
+def test_there_and_back_is_the_identity_and_waits_for_nothing_but_counts(problems):
+    for answers in run_ranks(WORLD, there_and_back, problems):
+        for problem, (change, gradient, waits) in zip(problems, answers):
+            assert max(change, gradient) < 1e-4, problem
+            assert not waits, problem
