@@ -92,8 +92,12 @@ def test_saved_predictions_score_the_same(pascal_runs, pascal_shards, alone):
 
 
 def test_evaluate_repeats_the_run_s_own_scores(runs):
-    """`fgmoe evaluate`'s way: one process, experts whole, from the checkpoint of two ranks that shared them."""
-    runs.train("run", 2, parallel__ep_size=2, train__steps=1, train__pictures=2)
+    """`fgmoe evaluate`'s way: one process, experts whole, from the checkpoint of two ranks that shared them.
+
+    Its tokens keep to one of the two ranks' experts, and its routers have learnt a bias.
+    """
+    routing = dict(experts__max_ranks_per_token=1, experts__bias_update_rate=0.05)
+    runs.train("run", 2, parallel__ep_size=2, train__steps=1, train__pictures=2, **routing)
     own = json.loads((runs.folder("run") / "eval/1.json").read_text())
     (again,) = run_ranks(1, evaluate_verb, runs.folder("run"), runs.root / "again.json")
     for task in own:
@@ -155,6 +159,25 @@ def test_the_total_weighs_tasks_and_balance(runs):
         # Every token of 4 images on 14 x 18 places goes to 3 experts, in both blocks for each task.
         assert np.sum(load, axis=2).tolist() == [[4 * 14 * 18 * 3] * 4] * 2
     assert [lr for *_, lr in steps] == pytest.approx([1e-3 / 4, 1e-3 / 2 * 0.75**0.9])
+
+
+def biases_after_a_step(config_file, overrides):
+    trainer = trainer_on_rank(config_file, overrides)
+    load = trainer.train_step().load
+    biases = [value for name, value in trainer.engine.module.named_buffers() if name.endswith("bias_TE")]
+    return [(str(bias.dtype), bias.tolist()) for bias in biases], load.tolist()
+
+
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
+def test_router_biases_follow_the_load_of_all_ranks_and_micro_batches(runs, precision):
+    changes = dict(experts__bias_update_rate=0.5, parallel__ep_size=2, train__precision=precision)
+    first, second = run_ranks(2, biases_after_a_step, runs.config_file, runs.overrides("run", changes))
+    assert first == second
+    biases, load = first
+    assert np.sum(load) == 4 * 14 * 18 * 3 * 4 * 2, "images, tokens, slots, tasks, blocks"
+    for (dtype, bias), load_TE in zip(biases, np.array(load)):
+        assert dtype == "torch.float32"
+        assert np.array_equal(bias, 0.5 * np.sign(load_TE.mean(1, keepdims=True) - load_TE))
 
 
 def diverge(config_file, overrides) -> list[str]:
