@@ -1,9 +1,9 @@
 """Fused Triton kernels: rows are gathered, multiplied and scattered where they lie; nothing is copied in expert order.
 
 Forward: `_first_layer` gathers tokens as it multiplies, bias and GELU in its epilogue; `_second_layer` adds its bias,
-applies the gate and scatters each row to its token's slot; `_sum_slots` adds the K neighbouring slots of a token. The
-experts of a token work in different tiles, so adding in place would take atomics, whose order, and with it the last
-bits, changes from run to run.
+applies the gate and scatters each row to its token's slot; `_sum_slots` adds the K neighbouring slots of a token, which
+are freed at once. The experts of a token work in different tiles, so adding in place would take atomics, whose order,
+and with it the last bits, changes from run to run.
 
 Backward: `_hidden_gradient` gives the gradients of gates and hidden units in one pass, `_second_layer` once more those
 of x, `_weight_gradient` those of a layer's weights and biases. Besides the inputs one number a hidden unit is kept,
@@ -64,7 +64,7 @@ def _tuned(key: list[str], blocks: tuple[str, str], *choices: tuple[int, int, in
 
 
 _tuned_product = _tuned(
-    ["depth", "width", "BLOCK_R", "KEEP", "GATED"], ("BLOCK_N", "BLOCK_D"),
+    ["depth", "width", "BLOCK_R", "GATED"], ("BLOCK_N", "BLOCK_D"),
     (32, 32, 4, 4), (32, 64, 4, 3), (64, 32, 4, 4), (64, 64, 4, 3), (128, 32, 4, 4), (128, 64, 8, 3),
 )  # fmt: skip
 # Its epilogue holds five values a hidden unit: more columns a warp no longer fit into registers.
@@ -318,17 +318,19 @@ class _Plan(NamedTuple):
         # About the rows that an expert gets: shorter tiles read its weights more often, longer ones multiply zeros.
         block = min(128, max(16, triton.next_power_of_2(len(key_S) // experts)))
         tiles = len(key_S) // block + min(experts, len(key_S))
+        tiles += -tiles % 4  # whole 16 bytes, or the second half is aligned differently and all is compiled anew
         expert_T, first_T = torch.full((2, tiles), -1, dtype=torch.int32, device=key_S.device)
         _plan_tiles[(experts,)](
             start_E, expert_T, first_T, BLOCK_R=block, BLOCK_E=triton.next_power_of_2(experts), num_warps=1
         )
         return cls(order_S, start_E, expert_T, first_T, block, expert_MK.shape[1])
 
-    def hidden(self, x_MC: Tensor, w_in_ECH: Tensor, b_in_EH: Tensor, keep: bool) -> tuple[Tensor, Optional[Tensor]]:
+    def hidden(self, x_MC: Tensor, w_in_ECH: Tensor, b_in_EH: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         """`hidden_RH` and, if it is to be kept, what its GELU was applied to."""
         _, channels, width = w_in_ECH.shape
         hidden_RH = x_MC.new_empty(len(self.order_S), width)
-        before_RH = torch.empty_like(hidden_RH) if keep else None
+        # Not None, which the tuner would take for another problem: evaluation must choose as training does.
+        before_RH = torch.empty_like(hidden_RH) if keep else hidden_RH
         self._run(
             _first_layer, width,
             x_MC, w_in_ECH, b_in_EH, before_RH, hidden_RH, *self._tiles, channels, width,
