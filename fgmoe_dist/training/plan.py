@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Iterator
 
@@ -20,6 +19,7 @@ from fgmoe_dist.models.aggregator import Aggregator
 from fgmoe_dist.models.fgmoe import FGMoE
 from fgmoe_dist.models.heads import Head
 from fgmoe_dist.models.mixer import MixerLayer
+from fgmoe_dist.planning.traffic import exchange_bytes
 from fgmoe_dist.tracking.mlflow_run import resolve_uri
 from fgmoe_dist.training.trainer import Trainer, mean_over_ranks
 
@@ -52,24 +52,6 @@ def _parameters_apart(model: FGMoE) -> Iterator[nn.Parameter]:
             yield from (module.gate_TCG, module.gate_bias_TG)
         elif isinstance(module, Aggregator):
             yield from (p for name, p in module.named_parameters() if name.startswith(("level_weights", "down", "up")))
-
-
-def exchange_bytes(config: Config) -> dict[str, float]:
-    """Bytes one rank sends to other ranks in one all-to-all of a block and micro-batch, out and back, at even routing.
-
-    A token goes once to each rank that holds some of its k experts: with its channels, its gates and their indices on
-    the way out, with the sum alone on the way back.
-    """
-    experts, ep_size, train = config.experts, config.parallel.ep_size, config.train
-    height, width = (side // config.decoder.stride for side in config.data.image_size)
-    tokens = len(config.tasks) * train.micro_batch_size * height * width
-    # Chance that none of k distinct experts out of N' lives on a given rank.
-    missed = math.comb(experts.routed - experts.routed // ep_size, experts.top_k) / math.comb(
-        experts.routed, experts.top_k
-    )
-    rows = tokens * (1 - missed) * (ep_size - 1)
-    channel_bytes = config.decoder.channels * (2 if train.precision == "bf16" else 4)
-    return {"out": rows * (channel_bytes + 8 * experts.top_k), "back": rows * channel_bytes}
 
 
 def print_plan(trainer: Trainer) -> None:

@@ -1,0 +1,76 @@
+"""Bytes of memory that one rank needs, by what they are for.
+
+Under ZeRO 1 and 2 DeepSpeed keeps the trained parameters in flat buffers, padded so that each rank owns an equal
+part; of its part a rank holds an fp32 copy and the moments, also where the parameters are fp32 already.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fgmoe_dist.config import Config
+from fgmoe_dist.planning.counts import Counts
+from fgmoe_dist.planning.layout import Layout
+from fgmoe_dist.planning.traffic import row_bytes, rows_to_a_rank, value_bytes
+
+MOMENT_BYTES = 8  # two fp32 numbers a parameter
+ALIGNMENT = 2  # elements a rank's part of a flat buffer is rounded up to (DeepSpeed's nccl_start_alignment_factor)
+BUCKET = 500_000_000  # elements of DeepSpeed's reduction buffer, whatever the model's size
+
+
+def memory(config: Config, counts: Counts, layout: Layout, device: str, imbalance: float = 1.0) -> dict[str, float]:
+    """Bytes by use, of one rank. `config.parallel.ep_size` is the layout's.
+
+    `imbalance` is the load of the busiest rank over the mean.
+    """
+    stage, width = config.parallel.zero_stage, value_bytes(config)
+    groups = ((counts.dense_parameters, layout.world), (counts.expert_parameters // layout.ep_size, layout.copies))
+    trained = sum(size for size, _ in groups)
+    flat = sum(padded(size, ranks) for size, ranks in groups) if stage else trained
+    own = sum(padded(size, ranks) // ranks for size, ranks in groups) if stage else trained
+    return {
+        "encoder": counts.encoder_parameters * (2 if config.encoder_precision == "bf16" else 4),
+        "parameters": flat * width,
+        "gradients": trained * width,
+        "fp32 parameters": 4 * own if stage else 0,
+        "moments": MOMENT_BYTES * own,
+        "gradient partition": 4 * own if stage else 0,
+        "reduction buffers": _reduction_buffers(trained, stage, device) * width,
+        "activations": _activations(config, counts),
+        "routed activations": imbalance * _routed(config, counts),
+        "dispatch buffers": imbalance * _dispatch_buffers(config),
+        "one operation": counts.largest_bytes,
+    }
+
+
+def padded(size: int, ranks: int) -> int:
+    """Elements of a flat buffer of `size` that `ranks` share."""
+    return math.ceil(size / (ALIGNMENT * ranks)) * ALIGNMENT * ranks
+
+
+def _reduction_buffers(trained: int, stage: int, device: str) -> int:
+    """Elements. On a GPU the whole bucket is allocated, twice, to overlap; a CPU has pages only for what is used."""
+    if stage == 0 or device == "cpu":
+        return min(trained, BUCKET)
+    return 2 * BUCKET
+
+
+def _activations(config: Config, counts: Counts) -> float:
+    if not config.train.activation_checkpointing:
+        return counts.saved_bytes
+    return counts.saved_bytes - counts.block_saved_bytes * (1 - 1 / config.decoder.blocks)
+
+
+def _routed(config: Config, counts: Counts) -> float:
+    """What the experts keep of the rows that came: features, gates, indices; what a kernel adds is not counted."""
+    rows = rows_to_a_rank(config) * config.parallel.ep_size
+    routers = len(config.tasks) * counts.tokens * config.experts.routed * 4 * 2  # logits and scores, fp32
+    blocks = 1 if config.train.activation_checkpointing else config.decoder.blocks
+    return blocks * (rows * row_bytes(config)["out"] + routers)
+
+
+def _dispatch_buffers(config: Config) -> float:
+    """The bytes on their way in and out, of the larger exchange; one is under way at a time."""
+    if config.parallel.ep_size == 1:
+        return 0
+    return 2 * rows_to_a_rank(config) * config.parallel.ep_size * row_bytes(config)["out"]

@@ -1,0 +1,155 @@
+"""What a configuration needs on so many GPUs: memory a rank, bytes on each link, seconds a step, the best ep_size.
+
+Needs neither GPUs nor data nor weights. Memory and bytes follow from the configuration; seconds from a profile of the
+machine, which `fgmoe bench machine --json FILE` measures. Routing is taken to be even, unless --imbalance says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Optional
+
+from fgmoe_dist.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, see configs/")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="ranks a node (default 1)")
+    parser.add_argument("--ep-size", type=int, metavar="E", help="this one only; without, all that are possible")
+    parser.add_argument("--machine", type=Path, metavar="FILE", help="profile from fgmoe bench machine, for seconds")
+    parser.add_argument("--memory-gib", type=float, metavar="M", help="memory of a rank (default: the machine's)")
+    parser.add_argument(
+        "--internode-gbps", type=float, metavar="B", help="gigabits a second of each rank between nodes, assumed"
+    )
+    parser.add_argument(
+        "--internode-latency-us", type=float, default=10, metavar="U", help="of a message there, assumed (default 10)"
+    )
+    parser.add_argument(
+        "--imbalance", type=float, default=1.0, metavar="X", help="tokens of the busiest rank over the mean (default 1)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every candidate's figures there")
+
+
+def run(args: argparse.Namespace) -> None:
+    from fgmoe_dist.config import load_config
+    from fgmoe_dist.files import write_json
+    from fgmoe_dist.planning.search import make_plan
+
+    config = load_config(args.config, args.set)
+    for option in ("memory_gib", "internode_gbps", "internode_latency_us"):
+        if (value := getattr(args, option)) is not None and value <= 0:
+            raise UserError(f"--{option.replace('_', '-')} {value:g}: must be above 0")
+    if args.imbalance < 1:
+        raise UserError(f"--imbalance {args.imbalance:g}: the busiest rank has at least the mean; give 1 or more")
+    machine = _machine(args)
+    plan = make_plan(
+        config, _count, args.nodes, args.gpus_per_node, args.ep_size, machine,
+        args.memory_gib * 2**30 if args.memory_gib else None, args.imbalance,
+    )  # fmt: skip
+    _print(config, plan, machine)
+    if args.json:
+        write_json(args.json, _figures(args, plan, machine))
+
+
+def _count(config: Any) -> Any:
+    from fgmoe_dist.ranks import prepare_deepspeed
+
+    prepare_deepspeed()
+    from fgmoe_dist.planning.trace import count
+
+    return count(config)
+
+
+def _machine(args: argparse.Namespace) -> Optional[Any]:
+    from fgmoe_dist.planning.machine import Link, Links, read_machine
+
+    if args.machine is None:
+        return None
+    machine = read_machine(args.machine)
+    if args.internode_gbps is None:
+        return machine
+    link = Link(args.internode_latency_us * 1e-6, args.internode_gbps * 1e9 / 8)
+    return replace(machine, internode=Links(link, link), internode_source="assumed")
+
+
+def _print(config: Any, plan: Any, machine: Optional[Any]) -> None:
+    import sys
+
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+    layout, train = plan.chosen.layout, config.train
+    console.print(
+        f"{config.run.name}: {layout.world} ranks on {layout.nodes} node(s); a step of {train.batch_size} images is"
+        f" {layout.world} x {train.micro_batch_size} x {train.batch_size // (train.micro_batch_size * layout.world)};"
+        f" {train.precision}, ZeRO {config.parallel.zero_stage}"
+    )
+    if machine:
+        source = f"; links between nodes {machine.internode_source}" if layout.nodes > 1 else ""
+        console.print(f"seconds as on {machine.name}{source}")
+    console.print(_candidates(plan))
+    console.print(f"best: ep_size={plan.chosen.ep_size}, {plan.why}\n")
+    console.print(_details(plan.chosen))
+
+
+def _candidates(plan: Any) -> Any:
+    from rich.table import Table
+
+    table = Table("", "ep_size", "copies of the experts", "memory a rank", "sent on a node", "sent beyond", "a step")
+    for candidate in plan.candidates:
+        near, far = (sum(getattr(sent, way) for sent in candidate.traffic) for way in ("near", "far"))
+        table.add_row(
+            "*" if candidate is plan.chosen else "",
+            str(candidate.ep_size),
+            str(candidate.layout.copies),
+            f"{candidate.memory_bytes / 2**30:.2f} GiB" + ("" if candidate.fits else ", too much"),
+            f"{near / 2**20:.1f} MiB",
+            f"{far / 2**20:.1f} MiB",
+            "-" if candidate.seconds is None else f"{candidate.seconds:.4g} s",
+        )
+    return table
+
+
+def _details(candidate: Any) -> Any:
+    from rich.table import Table
+
+    table = Table("memory of a rank", "GiB", "sent in a step by a rank", "on a node, MiB", "beyond, MiB", "part", "s")
+    memory = [(name, f"{size / 2**30:.3f}") for name, size in candidate.memory.items()]
+    sent = [(s.name, f"{s.near / 2**20:.2f}", f"{s.far / 2**20:.2f}") for s in candidate.traffic]
+    parts = [(f"{p.name} ({p.stage})", f"{p.seconds:.4g}") for p in candidate.parts or ()]
+    for i in range(max(map(len, (memory, sent, parts)))):
+        cells = [*(memory[i : i + 1] or [("", "")]), *(sent[i : i + 1] or [("",) * 3]), *(parts[i : i + 1])]
+        table.add_row(*(cell for row in cells for cell in row))
+    return table
+
+
+def _figures(args: argparse.Namespace, plan: Any, machine: Optional[Any]) -> dict[str, Any]:
+    return {
+        "config": args.config,
+        "set": args.set,
+        "nodes": args.nodes,
+        "gpus_per_node": args.gpus_per_node,
+        "machine": machine.name if machine else None,
+        "internode": machine.internode_source if machine else None,
+        "memory_limit_bytes": plan.limit_bytes,
+        "best_ep_size": plan.chosen.ep_size,
+        "why": plan.why,
+        "candidates": [
+            {
+                "ep_size": candidate.ep_size,
+                "fits": candidate.fits,
+                "seconds": candidate.seconds,
+                "memory_bytes": candidate.memory_bytes,
+                "memory": candidate.memory,
+                "traffic": [asdict(sent) for sent in candidate.traffic],
+                "parts": candidate.parts and [asdict(part) for part in candidate.parts],
+            }
+            for candidate in plan.candidates
+        ],
+    }
