@@ -91,7 +91,7 @@ def _draw_row(draw: ImageDraw.ImageDraw, x: int, y: int, cell: int, load_E: np.n
             continue
         draw.rectangle(box, tuple(colours_E[e].tolist()))
         if cell >= 36:
-            ink = PAPER if colours_E[e].sum() < 330 else INK
+            ink = PAPER if colours_E[e].sum() < 420 else INK
             draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), f"{times:.2f}", ink, _font(12), anchor="mm")
     for group in range(1, groups):
         edge = x + group * len(load_E) // groups * cell

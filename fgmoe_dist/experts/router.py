@@ -62,7 +62,7 @@ class BalanceTerms(NamedTuple):
 class BalanceLosses(NamedTuple):
     """Losses of all ranks' tokens: the mean over ranks is the loss, and the mean of the ranks' gradients its gradient.
 
-    An even load makes `experts` and `devices` 1.
+    An even load makes `experts` and `devices` 1, with softmax scores.
     """
 
     experts: Tensor

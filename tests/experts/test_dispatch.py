@@ -30,8 +30,8 @@ class Watch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def there_and_back(problems: list[tuple[list[int], int, int]]) -> list[tuple[float, float, list[str]]]:
-    """Experts that do nothing, gates that add up to 1: the greatest change of a token and of a gradient; the waits."""
+def there_and_back(problems: list[tuple[list[int], int, int]]) -> list[tuple[float, float, int, list[str]]]:
+    """Experts that do nothing, gates that add up to 1: how much tokens and gradients change, rows too many; waits."""
     import torch.distributed as dist
 
     from fgmoe_dist.experts.dispatch import combine, plan_route, start_exchange, wait_exchange
@@ -54,7 +54,8 @@ def there_and_back(problems: list[tuple[list[int], int, int]]) -> list[tuple[flo
             y_NC.backward(going_NC)
         sent_N1 = kept_NK.any(1, keepdim=True)
         changes = (y_NC - x_NC * sent_N1, x_NC.grad - going_NC * sent_N1)
-        answers.append((*(change.abs().sum().item() for change in changes), watch.seen))
+        needed = sum(len(set(owners) - {-1}) for owners in owner_NK.tolist())
+        answers.append((*(change.abs().sum().item() for change in changes), sum(route.send_rows) - needed, watch.seen))
     return answers
 
 
@@ -65,6 +66,7 @@ PROBLEM = st.tuples(st.lists(st.integers(0, 7), min_size=WORLD, max_size=WORLD),
 @given(st.lists(PROBLEM, min_size=15, max_size=15))
 def test_there_and_back_is_the_identity_and_waits_for_nothing_but_counts(problems):
     for answers in run_ranks(WORLD, there_and_back, problems):
-        for problem, (change, gradient, waits) in zip(problems, answers):
+        for problem, (change, gradient, spare_rows, waits) in zip(problems, answers):
             assert max(change, gradient) < 1e-4, problem
+            assert spare_rows == 0, "a token goes to a rank once, and a dropped slot nowhere"
             assert not waits, problem

@@ -47,11 +47,11 @@ def run_layer(layer, x_TNC: torch.Tensor):
     return layer.combine(journey), journey
 
 
-def on_rank(tasks: int, ep_size: int, settings: dict, counts) -> dict:
+def on_rank(tasks: int, ep_size: int, settings: dict, counts, dtype=torch.float32) -> dict:
     """Forward and backward of one layer; everything a test compares, as plain numbers."""
     import torch.distributed as dist
 
-    layer = layer_on_rank(tasks, ep_size, settings)
+    layer = layer_on_rank(tasks, ep_size, settings).to(dtype)
     calls, plain = [], dist.all_to_all_single
 
     def counted(output, input, *args, **kwargs):
@@ -60,7 +60,7 @@ def on_rank(tasks: int, ep_size: int, settings: dict, counts) -> dict:
 
     dist.all_to_all_single = counted
     try:
-        x_TNC = tokens_of(dist.get_rank(), tasks, counts).requires_grad_()
+        x_TNC = tokens_of(dist.get_rank(), tasks, counts).to(dtype).requires_grad_()
         y_TNC, journey = run_layer(layer, x_TNC)
         forward_calls = len(calls)
         y_TNC.square().sum().backward()
@@ -181,13 +181,14 @@ def test_one_exchange_out_and_one_back_whatever_the_number_of_tasks(tasks):
     assert [answer["calls"] for answer in answers] == [5, 5]  # and the gradients', back and out
 
 
-def test_a_token_crosses_to_a_rank_once():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_crosses_to_a_rank_once_and_in_its_own_precision(dtype):
     # All 8 experts are chosen, so each of 6 tokens must reach both ranks: 12 rows, not 6 * 8.
     settings = {**SETTINGS, "top_k": 8}
-    (answer, _) = run_ranks(2, on_rank, 1, 2, settings, (6, 6))
-    k, rows = 8, 12
-    out, back, counts = rows * (4 * C + 4 * k + 4 * k), rows * 4 * C, 2 * 8
-    gradients = rows * 4 * C + rows * (4 * C + 4 * k)
+    (answer, _) = run_ranks(2, on_rank, 1, 2, settings, (6, 6), dtype)
+    k, rows, token = 8, 12, C * dtype.itemsize  # gates stay in fp32
+    out, back, counts = rows * (token + 4 * k + 4 * k), rows * token, 2 * 8
+    gradients = rows * token + rows * (token + 4 * k)
     assert answer["bytes"] == counts + out + back + gradients
 
 
