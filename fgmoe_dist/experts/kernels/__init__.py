@@ -15,6 +15,8 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.kernels.cpu import cpu
 from fgmoe_dist.experts.kernels.grouped import grouped
 from fgmoe_dist.experts.kernels.reference import reference
 
@@ -30,13 +32,30 @@ class BankWeights(NamedTuple):
 
 Kernel = Callable[[Tensor, Tensor, Tensor, BankWeights], Tensor]
 
-KERNELS: dict[str, Kernel] = {"reference": reference, "grouped": grouped}
+KERNELS: dict[str, Kernel] = {"reference": reference, "cpu": cpu, "grouped": grouped}
 
 
 def choose_kernel(name: str, x_MC: Tensor, bank: BankWeights) -> str:
-    """Resolves `auto`. On a CPU the loop wins: its rows stay in cache, and grouped_mm saves no copies there."""
+    """Resolves `auto` by device, precision and shape.
+
+    Raises:
+        UserError: a kernel that does not run on this device.
+    """
+    if name == "cpu" and x_MC.device.type != "cpu":
+        raise UserError(f"experts.kernel is cpu, but the experts are on {x_MC.device}; set it to auto or grouped")
     if name != "auto":
         return name
+    if x_MC.device.type == "cpu":
+        # In float64 it is the oracle's answer that is wanted.
+        return "reference" if x_MC.dtype == torch.float64 else "cpu"
     # grouped_mm takes rows of whole 16 bytes only.
     aligned = all(width * x_MC.element_size() % 16 == 0 for width in bank.w_in_ECH.shape[1:])
     return "grouped" if x_MC.is_cuda and x_MC.dtype == torch.bfloat16 and aligned else "reference"
+
+
+def explain_kernel(name: str, bank: BankWeights) -> str:
+    """One line for a run's log: which kernel `experts.kernel: <name>` stands for on this rank, and for what."""
+    experts, channels, hidden = bank.w_in_ECH.shape
+    chosen = choose_kernel(name, bank.w_in_ECH, bank)  # tokens come in the weights' precision, on their device
+    where = f"{str(bank.w_in_ECH.dtype).removeprefix('torch.')} on {bank.w_in_ECH.device}"
+    return f"experts.kernel {name}: {chosen} for {experts} experts of {channels} x {hidden} a rank, {where}"
