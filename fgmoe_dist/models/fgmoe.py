@@ -57,10 +57,11 @@ class FGMoE(nn.Module):
         a_BChw, own_TBChw = self.aggregator(levels, grid_hw)
         u_TBChw = torch.stack([mixer(own) for mixer, own in zip(self.mixers, own_TBChw)])
         u_TNC, a_NC, balance = _to_tokens(u_TBChw), _to_tokens(a_BChw), []
+        images = a_BChw.shape[0]  # `len` would be a constant in an exported model
         for block in self.blocks:
-            u_TNC, *terms = block(u_TNC, a_NC, len(a_BChw))
+            u_TNC, *terms = block(u_TNC, a_NC, images)
             balance.append(BalanceTerms(*terms))
-        features = u_TNC.unflatten(1, (len(a_BChw), *grid_hw)).permute(0, 1, 4, 2, 3)
+        features = u_TNC.unflatten(1, (images, *grid_hw)).permute(0, 1, 4, 2, 3)
         predictions = {task.name: head(x, size_hw) for task, head, x in zip(self.tasks, self.heads, features)}
         return Output(predictions, balance)
 
