@@ -31,7 +31,7 @@ from fgmoe_dist.config import Config, build_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.layer import LogicalExpert, RoutedExperts
 from fgmoe_dist.models.fgmoe import FGMoE, create_model
-from fgmoe_dist.training.checkpoint_folder import CheckpointState, find_checkpoint, read_state
+from fgmoe_dist.training.checkpoint_folder import WHOLE, CheckpointState, find_checkpoint, read_state
 from fgmoe_dist.training.optimizer_state import MOMENTS, OptimizerState
 
 KINDS = ("weight", *MOMENTS)
@@ -140,7 +140,9 @@ def load_model(path: Path, kernel: str = "auto") -> tuple[FGMoE, Config, Checkpo
             f"--checkpoint {path}: no checkpoint there; name a run folder or one of its checkpoints/step-... folders"
         )
     state = read_state(checkpoint)
-    config = build_config(_for_predicting(state.config, kernel), origin=str(checkpoint / "state.json"))
+    config = build_config(
+        state.changed_config(WHOLE, {"experts": {"kernel": kernel}}), origin=str(checkpoint / "state.json")
+    )
     model = create_model(config, state)
     if model.encoder.checksum != state.encoder_checksum:
         raise UserError(
@@ -162,15 +164,6 @@ def load_model(path: Path, kernel: str = "auto") -> tuple[FGMoE, Config, Checkpo
     if config.train.precision == "bf16":  # as the engine cast it; scored in another precision it would score otherwise
         model = model.to(torch.bfloat16)
     return model.eval(), config, state
-
-
-def _for_predicting(config: dict[str, Any], kernel: str) -> dict[str, Any]:
-    changes = {
-        "parallel": {"ep_size": 1},
-        "experts": {"backend": "fused", "kernel": kernel},
-        "train": {"activation_checkpointing": False},
-    }
-    return {**config, **{section: {**config[section], **values} for section, values in changes.items()}}
 
 
 def _read_stock_gates(reader: _Reader, name: str, shape_TCE: torch.Size) -> Tensor:

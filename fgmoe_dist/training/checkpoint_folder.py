@@ -14,12 +14,19 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_atomically
 
 FORMAT = 1
+
+# What a configuration becomes for a model that is whole on one process and only predicts.
+WHOLE = {
+    "parallel": {"ep_size": 1},
+    "experts": {"backend": "fused", "kernel": "auto"},
+    "train": {"activation_checkpointing": False},
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,13 @@ class CheckpointState:
     # Names of the buffers it holds. One that the model has and this list has not came into the model later.
     buffers: list[str] = field(default_factory=list)
     format: int = FORMAT
+
+    def changed_config(self, *changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The configuration it was trained with, some values of some sections changed, later changes last."""
+        changed = dict(self.config)
+        for change in changes:
+            changed.update({section: {**changed[section], **values} for section, values in change.items()})
+        return changed
 
 
 def read_state(checkpoint: Path) -> CheckpointState:

@@ -159,6 +159,34 @@ def test_training_goes_on_alike_in_every_layout(chain):
         assert losses == pytest.approx(chain[1][0], rel=1e-5)
 
 
+# A bank of buffers stands for whatever a router may keep beside its weights.
+
+
+def with_buffer(engine, value: float):
+    engine.module.blocks[1].routed.register_buffer("bias_TE", torch.full((TASKS, 4), value))
+    return engine
+
+
+def keep_a_buffer(folder: Path) -> list:
+    plain, buffered = engine_of((2, 1), seed=1), with_buffer(engine_of((2, 1), seed=1), 0.25)
+    without, checkpoint = save(plain, folder / "without", state_of((2, 1))), save(buffered, folder, state_of((2, 1)))
+    seen, expected = [], {"tasks": ["depth"]}
+    for source in (checkpoint, without):
+        engine = with_buffer(engine_of((1, 2), seed=2), -1.0)
+        resume(engine, source, expected)
+        seen.append(engine.module.blocks[1].routed.bias_TE.unique().tolist())
+    resume(plain, checkpoint, expected)  # has no place for it
+    return seen
+
+
+def test_a_buffer_is_kept_and_one_that_came_later_has_its_first_value(tmp_path):
+    assert run_ranks(2, keep_a_buffer, tmp_path)[0] == [[0.25], [-1.0]]
+    checkpoint = find_checkpoint(tmp_path)
+    assert read_state(checkpoint).buffers == ["blocks.1.routed.bias_TE"]
+    tensor = load_file(checkpoint / "decoder.safetensors")["blocks.1.routed.bias_TE.weight"]
+    assert tensor.dtype == torch.float32 and torch.equal(tensor, torch.full((TASKS, 4), 0.25))
+
+
 def write_some(folder: Path, scores: list) -> list[str]:
     import torch.distributed as dist
 

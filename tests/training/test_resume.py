@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fgmoe_dist.training.checkpoint_folder import find_checkpoint, read_state
 from tests.runs import Runs, finish, losses, start
 
 pytestmark = pytest.mark.dist
@@ -75,9 +76,12 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(runs, unbroken,
     assert mlflow_status(runs.folder(launcher)) in ("FAILED", "KILLED")
     reached = runs.metrics(launcher)[-1]["step"]
     assert EVERY < reached < STEPS
+    checkpoints = runs.folder(launcher) / "checkpoints"
+    (checkpoints / f".step-{reached:08d}.partial").mkdir(exist_ok=True)  # as if it had died while writing
 
     lines = finish(start(launcher, runs, launcher, world=2, **changes), runs, launcher)
     assert "going on from" in runs.folder(f"{launcher}.log").read_text()
+    assert not list(checkpoints.glob(".*"))
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert losses(lines) == pytest.approx(losses(unbroken), rel=1e-6)
     assert mlflow_status(runs.folder(launcher)) == "FINISHED"
@@ -91,6 +95,8 @@ def test_a_file_asks_it_to_stop(runs):
     reached = finish(job, runs, "stopped")[-1]["step"]
     assert reached < STEPS
     assert mlflow_status(runs.folder("stopped")) == "KILLED"
+    checkpoints = runs.folder("stopped") / "checkpoints"
+    assert read_state(find_checkpoint(checkpoints)).step == reached and not list(checkpoints.glob(".*"))
     assert not (runs.folder("stopped") / "stop").exists()
     assert "the same command goes on" in runs.folder("stopped.log").read_text()
 

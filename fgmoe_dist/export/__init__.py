@@ -1,0 +1,1 @@
+"""One file that predicts without DeepSpeed: safetensors, pt2 (`torch.export`) or ONNX. See docs/checkpoints.md."""

@@ -1,0 +1,133 @@
+"""Writes a trained model as one file that runs without DeepSpeed.
+
+All formats hold the whole model, encoder included, in fp32, and map normalised images `[B, 3, H, W]` of the network's
+input size to the raw output of each task `[B, K, H, W]`, fp32. Routed experts stay routed: the reference kernel's loop
+looks up each expert's rows, so that an exported model computes k experts a token and not all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fgmoe_dist import __version__
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.export.load import ABOUT
+from fgmoe_dist.models.fgmoe import FGMoE
+from fgmoe_dist.training.checkpoint_folder import CheckpointState
+
+# An ONNX file is one protocol buffer, which ends at 2 GiB.
+ONNX_LIMIT_BYTES = 2**31 - 2**24
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: any number of images at a time, or one."""
+
+    any_batch: bool
+
+
+def about(model: FGMoE, state: CheckpointState) -> dict[str, Any]:
+    """What a file says of itself, in its metadata."""
+    return {
+        "version": __version__,
+        "input": {
+            "shape": ["B", 3, *model.encoder.image_size_hw],
+            "mean": model.encoder.mean,
+            "std": model.encoder.std,
+        },
+        "outputs": {task.name: task.channels for task in model.tasks},
+        "checkpoint": asdict(state),
+    }
+
+
+def check_can_export(model: FGMoE, state: CheckpointState, format: str) -> None:
+    """UserError where a format cannot hold this model, or a package is missing."""
+    if format not in WRITERS:
+        raise UserError(f"--format {format}: is none of {', '.join(WRITERS)}")
+    if format != "onnx":
+        return
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise UserError(
+                f"--format onnx: needs the package {package}; pip install 'fgmoe_dist[export]', or use --format pt2"
+            ) from None
+    if state.config["experts"].get("capacity_factor"):
+        raise UserError(
+            "--format onnx: ONNX has no stable sort, which experts.capacity_factor needs; use pt2 or safetensors"
+        )
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    if size > ONNX_LIMIT_BYTES:
+        raise UserError(
+            f"--format onnx: an ONNX file ends at 2 GiB, this model has {size / 2**30:.1f}; use pt2 or safetensors"
+        )
+
+
+def write_model(model: FGMoE, state: CheckpointState, format: str, path: Path) -> Exported:
+    """Writes `model`, which is in fp32 on the CPU with the reference kernel, as `path` in one of `WRITERS`."""
+    with torch.no_grad():
+        return WRITERS[format](model, json.dumps(about(model, state)), path)
+
+
+class _Predictor(nn.Module):
+    """The model as exporters want it: tensor in, dictionary of tensors out."""
+
+    def __init__(self, model: FGMoE):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return self.model(image).predictions
+
+
+def _write_safetensors(model: FGMoE, about: str, path: Path) -> Exported:
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, {ABOUT: about})
+    return Exported(any_batch=True)
+
+
+def _write_pt2(model: FGMoE, about: str, path: Path) -> Exported:
+    program, exported = _trace(model)
+    torch.export.save(program, path, extra_files={f"{ABOUT}.json": about})
+    return exported
+
+
+def _write_onnx(model: FGMoE, about: str, path: Path) -> Exported:
+    program, exported = _trace(model)
+    names = [task.name for task in model.tasks]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own calls
+        converted = torch.onnx.export(program, input_names=["image"], output_names=names, verbose=False)
+    converted.model.metadata_props[ABOUT] = about
+    converted.save(path, external_data=False)
+    return exported
+
+
+WRITERS: dict[str, Callable[[FGMoE, str, Path], Exported]] = {
+    "safetensors": _write_safetensors,
+    "pt2": _write_pt2,
+    "onnx": _write_onnx,
+}
+
+
+def _trace(model: FGMoE) -> tuple[torch.export.ExportedProgram, Exported]:
+    """For any number of images, or for one if something in the model took the example's number for a constant."""
+    batch = {"image": {0: torch.export.Dim("batch")}}
+    try:
+        program = torch.export.export(_Predictor(model), (_example(model, 2),), dynamic_shapes=batch)
+        return program, Exported(any_batch=True)
+    except torch._dynamo.exc.UserError:
+        return torch.export.export(_Predictor(model), (_example(model, 1),)), Exported(any_batch=False)
+
+
+def _example(model: FGMoE, images: int) -> Tensor:
+    return torch.zeros(images, 3, *model.encoder.image_size_hw)

@@ -1,0 +1,100 @@
+"""Write a trained model as one file that predicts without DeepSpeed, and check that it does.
+
+fgmoe export --checkpoint runs/demo --format pt2 --output demo.pt2
+
+safetensors  weights under plain names, configuration beside them; `fgmoe_dist.export.load.load_exported` reads it
+pt2          torch.export: runs with torch alone
+onnx         runs with onnxruntime alone; needs pip install 'fgmoe_dist[export]'
+
+All take normalised images [B, 3, H, W] of the network's input size and give the raw output of each task, in fp32. The
+file is run in a fresh process and compared with the model; it takes its name only if they agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from fgmoe_dist.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a run folder, its checkpoints folder, or one in it",
+    )
+    parser.add_argument("--format", required=True, metavar="safetensors|onnx|pt2", help="what to write, see above")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        metavar="T",
+        help="greatest difference allowed, as a share of the output's greatest magnitude (default 1e-4)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was exported and the differences there")
+
+
+def run(args: argparse.Namespace) -> None:
+    from fgmoe_dist.evaluation.scores import check_writable
+
+    for option in ("output", "json"):
+        if getattr(args, option):
+            check_writable(getattr(args, option), f"--{option}")
+
+    from fgmoe_dist.ranks import prepare_deepspeed
+
+    prepare_deepspeed()
+    from fgmoe_dist.export.verify import differences
+    from fgmoe_dist.export.write import check_can_export, write_model
+    from fgmoe_dist.training.checkpoint import load_model
+
+    model, _, state = load_model(args.checkpoint, kernel="reference")
+    model = model.float()
+    check_can_export(model, state, args.format)
+    beside = args.output.with_name(f".{args.output.stem}.{os.getpid()}.{args.format}")
+    started = time.perf_counter()
+    try:
+        exported = write_model(model, state, args.format, beside)
+        seconds = time.perf_counter() - started
+        found = differences(model, args.format, beside, exported.any_batch)
+        worst = max(difference.relative for difference in found.values())
+        if agrees := worst <= args.tolerance:
+            os.replace(beside, args.output)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: cannot be written ({error}); name another file") from None
+    finally:
+        beside.unlink(missing_ok=True)
+    for task, difference in found.items():
+        print(
+            f"{task}: greatest difference {difference.greatest:.2e} where the output reaches {difference.magnitude:.3g}"
+        )
+    if args.json:
+        _report(args, state.step, exported.any_batch, found, worst)
+    if not agrees:
+        print(f"error: the exported model differs by {worst:.2e} of the output, above --tolerance {args.tolerance:g};"
+              f" {args.output} was not written")  # fmt: skip
+        raise SystemExit(1)
+    batch = "any number of images" if exported.any_batch else "one image at a time"
+    size = args.output.stat().st_size / 2**20
+    print(f"{args.format} of step {state.step}, {size:.1f} MiB, {batch}, in {seconds:.0f} s: {args.output}")
+
+
+def _report(args: argparse.Namespace, step: int, any_batch: bool, found: dict, worst: float) -> None:
+    from fgmoe_dist.files import write_json
+
+    figures = {
+        "format": args.format,
+        "output": str(args.output),
+        "step": step,
+        "any_batch": any_batch,
+        "tolerance": args.tolerance,
+        "relative_difference": worst,
+        "tasks": {task: difference._asdict() for task, difference in found.items()},
+    }
+    write_json(args.json, figures)

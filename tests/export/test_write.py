@@ -1,0 +1,107 @@
+"""Exported files predict as the model does, where DeepSpeed cannot be imported, and compute k experts a token."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.export import verify
+from fgmoe_dist.export.write import check_can_export, write_model
+from tests.export.models import TASKS, tiny_model
+
+EXPERTS = len(TASKS) * 3
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model()
+
+
+def greatest(model, format, path, any_batch) -> float:
+    found = verify.differences(model, format, path, any_batch)
+    assert list(found) == TASKS and all(difference.magnitude > 0.1 for difference in found.values())
+    return max(difference.relative for difference in found.values())
+
+
+def test_safetensors_holds_every_weight_under_its_plain_name(tiny, tmp_path):
+    model, state = tiny
+    write_model(model, state, "safetensors", tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["fgmoe"])
+        assert set(file.keys()) == model.state_dict().keys()
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118
+    assert about["outputs"] == {"semseg": 3, "depth": 1} and about["input"]["shape"] == ["B", 3, 112, 144]
+    assert about["checkpoint"]["config"]["experts"]["count"] == 3
+
+
+def test_pt2_predicts_as_the_model(tiny, tmp_path):
+    model, state = tiny
+    exported = write_model(model, state, "pt2", tmp_path / "model.pt2")
+    assert greatest(model, "pt2", tmp_path / "model.pt2", exported.any_batch) < 1e-6
+    extra = {"fgmoe.json": ""}
+    program = torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    assert json.loads(extra["fgmoe.json"])["checkpoint"]["step"] == 3
+    # One look-up of rows an expert: routed, not a dense sum over all of them.
+    targets = Counter(str(node.target) for node in program.graph.nodes)
+    assert targets["aten.nonzero_numpy.default"] == targets["aten.index_add.default"] == EXPERTS
+
+
+OPTIONS = dict(shared_gate="joint", bias_update_rate=0.01, groups=3, max_ranks_per_token=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", [{}, OPTIONS], ids=["plain", "options"])
+def test_onnx_predicts_as_the_model(tmp_path, experts):
+    onnx = pytest.importorskip("onnx")
+    model, state = tiny_model(**experts)
+    exported = write_model(model, state, "onnx", tmp_path / "model.onnx")
+    assert greatest(model, "onnx", tmp_path / "model.onnx", exported.any_batch) < 1e-4
+    loaded = onnx.load(tmp_path / "model.onnx")
+    operators = Counter(node.op_type for node in loaded.graph.node)
+    assert operators["NonZero"] == EXPERTS and operators["GridSample"] == len(TASKS)
+    assert json.loads({entry.key: entry.value for entry in loaded.metadata_props}["fgmoe"])["checkpoint"]["step"] == 3
+
+
+@pytest.mark.slow
+def test_pt2_with_every_option(tmp_path):
+    model, state = tiny_model(**OPTIONS, capacity_factor=1.2)
+    exported = write_model(model, state, "pt2", tmp_path / "model.pt2")
+    assert greatest(model, "pt2", tmp_path / "model.pt2", exported.any_batch) < 1e-6
+
+
+def test_a_wrong_weight_is_found(tiny, tmp_path, monkeypatch):
+    model, _ = tiny
+    other, _ = tiny_model()
+    with torch.no_grad():
+        other.heads[1].predict.bias += 1
+
+    def run_other(format, path, batches):
+        predictions = [other(torch.from_numpy(batch)).predictions for batch in batches]
+        return {f"{n}/{task}": p.detach().numpy() for n, found in enumerate(predictions) for task, p in found.items()}
+
+    monkeypatch.setattr(verify, "_run_apart", run_other)
+    found = verify.differences(model, "pt2", tmp_path, any_batch=True)
+    assert found["semseg"].greatest < 1e-5 and found["depth"].greatest == pytest.approx(1, abs=1e-4)
+    assert found["depth"].relative == found["depth"].greatest / found["depth"].magnitude
+
+
+def test_what_cannot_be_exported_is_said_before_the_work(tiny, monkeypatch):
+    model, state = tiny
+    with pytest.raises(UserError, match="--format gguf: is none of safetensors, pt2, onnx"):
+        check_can_export(model, state, "gguf")
+    monkeypatch.setattr("fgmoe_dist.export.write.ONNX_LIMIT_BYTES", 1000)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        with pytest.raises(UserError, match=r"needs the package onnxscript; pip install 'fgmoe_dist\[export\]'"):
+            check_can_export(model, state, "onnx")
+    pytest.importorskip("onnxscript")
+    with pytest.raises(UserError, match="ends at 2 GiB"):
+        check_can_export(model, state, "onnx")
+    with pytest.raises(UserError, match="capacity_factor"):
+        check_can_export(*tiny_model(capacity_factor=1.0), "onnx")
