@@ -8,12 +8,12 @@ and its bytes over the wire's rate; near and far wires work at once. Of an excha
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Optional, Sequence
 
 from fgmoe_dist.config import Config
-from fgmoe_dist.planning.counts import Counts, Work
+from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.layout import Layout, Spread
 from fgmoe_dist.planning.machine import Compute, Link, Links, Machine
 from fgmoe_dist.planning.traffic import accumulation, row_bytes, rows_to_a_rank, value_bytes
@@ -61,33 +61,33 @@ class _StepModel:
     machine: Machine
     imbalance: float
 
-    @property
+    @cached_property
     def compute(self) -> Compute:
         return self.machine.compute_at(self.layout.gpus)
 
-    @property
+    @cached_property
     def links(self) -> Optional[Links]:
         return self.machine.links_at(self.layout.gpus)
 
     def dense(self, times: int) -> list[Part]:
         """Everything but the routed experts, by part of the model."""
-        seconds: dict[tuple[str, bool], float] = defaultdict(float)
-        for work in self.counts.work:
-            seconds[work.part, work.backward] += self._seconds(work)
-        forward = {part: value for (part, backward), value in seconds.items() if not backward}
-        decoder = sum(forward.get(part, 0) for part in ("decoder", "block", "shared", "global"))
-        backward = seconds["decoder", True]
+        backward = self._seconds("decoder", backward=True)
         if self.config.train.activation_checkpointing:
-            backward += sum(forward.get(part, 0) for part in ("block", "shared", "global"))
+            backward += self._seconds("block", "shared", "global")
         return [
-            Part("encoder", "encoder", times * forward["encoder"]),
-            Part("decoder", "forward", times * decoder),
-            Part("losses", "forward", times * forward["losses"]),
+            Part("encoder", "encoder", times * self._seconds("encoder")),
+            Part("decoder", "forward", times * self._seconds("decoder", "block", "shared", "global")),
+            Part("losses", "forward", times * self._seconds("losses")),
             Part("decoder", "backward", times * backward),
         ]
 
-    def _seconds(self, work: Work) -> float:
-        return self.compute.seconds(work.kind, work.precision, work.amount, work.size, work.calls)
+    def _seconds(self, *parts: str, backward: bool = False) -> float:
+        """Of the counted work of `parts`; the backward pass is not told apart and all the decoder's."""
+        return sum(
+            self.compute.seconds(work.kind, work.precision, work.amount, work.size, work.calls)
+            for work in self.counts.work
+            if work.part in parts and work.backward == backward
+        )
 
     def routed(self, times: int) -> list[Part]:
         """Routers and the experts' own multiplications, of the busiest rank."""
@@ -117,7 +117,7 @@ class _StepModel:
         if self.layout.ep_size == 1:
             return []
         sizes, blocks = row_bytes(self.config), self.config.decoder.blocks
-        hidden = {part: self._forward(part) / blocks for part in ("shared", "global")}
+        hidden = {part: self._seconds(part) / blocks for part in ("shared", "global")}
         cover = {  # the backward pass takes about twice as long, and covers in the reverse order
             "out": hidden["shared"], "back": hidden["global"],
             "back_gradient": 2 * hidden["global"], "out_gradient": 2 * hidden["shared"],
@@ -136,9 +136,6 @@ class _StepModel:
         copies = 2 * ROW_PASSES * rows * self.layout.ep_size * size  # read and written
         wire = self._all_to_all(rows * size)
         return max(0.0, wire - self.links.overlap * cover) + self.compute.seconds("stream", "fp32", copies)
-
-    def _forward(self, part: str) -> float:
-        return sum(self._seconds(work) for work in self.counts.work if work.part == part and not work.backward)
 
     def _all_to_all(self, size: float) -> float:
         """Seconds to exchange `size` bytes with each other rank of the group."""
