@@ -98,13 +98,17 @@ class Experts(Section):
     )
     z_weight: float = Field(0.0, ge=0, description="weight of the router z-loss, mean logsumexp(logits)^2")
     bias_update_rate: float = Field(
-        0.0, ge=0, description="balancing without a loss: step of each expert's bias for selection; 0: no bias"
+        0.0,
+        ge=0,
+        description="balancing without a loss: step of each expert's bias for selection; 0: none (fused only)",
     )
     max_ranks_per_token: int = Field(
         0, ge=0, description="groups of experts, and so ranks, that a token may go to; 0: no limit (fused only)"
     )
     capacity_factor: float = Field(
-        0.0, ge=0, description="an expert takes at most ceil(factor * k * tokens / N') slots of an image; 0: dropless"
+        0.0,
+        ge=0,
+        description="an expert takes ceil(factor * k * tokens / N') slots of an image; 0: dropless (fused only)",
     )
     noise: float = Field(0.0, ge=0, description="standard deviation of the noise on training logits")
     backend: Literal["fused", "deepspeed", "fairscale"] = Field(

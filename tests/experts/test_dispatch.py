@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,11 +33,21 @@ class Watch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def there_and_back(problems: list[tuple[list[int], int, int]]) -> list[tuple[float, float, int, list[str]]]:
-    """Experts that do nothing, gates that add up to 1: how much tokens and gradients change, rows too many; waits."""
+def trip(x_NC, weight_NK, owner_NK) -> tuple[torch.Tensor, int]:
+    """The tokens after experts that only weigh them, and the number of rows sent."""
     import torch.distributed as dist
 
     from fgmoe_dist.experts.dispatch import combine, plan_route, start_exchange, wait_exchange
+
+    route, rows = plan_route(x_NC, weight_NK, owner_NK, owner_NK, dist.group.WORLD)
+    x_MC, weight_MK, _ = wait_exchange(start_exchange(route, *rows))
+    sums_MC = x_MC * weight_MK.sum(1, keepdim=True)
+    return combine(route, *wait_exchange(start_exchange(route, sums_MC, back=True))), sum(route.send_rows)
+
+
+def there_and_back(problems: list[tuple[list[int], int, int]]) -> list[tuple[float, float, int, list[str]]]:
+    """Experts that do nothing, gates that add up to 1: how much tokens and gradients change, rows too many; waits."""
+    import torch.distributed as dist
 
     answers = []
     for tokens, top_k, seed in problems:
@@ -47,15 +60,12 @@ def there_and_back(problems: list[tuple[list[int], int, int]]) -> list[tuple[flo
         weight_NK = weight_NK * kept_NK / (weight_NK * kept_NK).sum(1, keepdim=True).clamp(min=0.1)
         going_NC = torch.randn(count, C, generator=generator)
         with Watch() as watch:
-            route, rows = plan_route(x_NC, weight_NK, owner_NK, owner_NK, dist.group.WORLD)
-            x_MC, weight_MK, _ = wait_exchange(start_exchange(route, *rows))
-            sums_MC = x_MC * weight_MK.sum(1, keepdim=True)
-            y_NC = combine(route, *wait_exchange(start_exchange(route, sums_MC, back=True)))
+            y_NC, rows = trip(x_NC, weight_NK, owner_NK)
             y_NC.backward(going_NC)
         sent_N1 = kept_NK.any(1, keepdim=True)
         changes = (y_NC - x_NC * sent_N1, x_NC.grad - going_NC * sent_N1)
         needed = sum(len(set(owners) - {-1}) for owners in owner_NK.tolist())
-        answers.append((*(change.abs().sum().item() for change in changes), sum(route.send_rows) - needed, watch.seen))
+        answers.append((*(change.abs().sum().item() for change in changes), rows - needed, watch.seen))
     return answers
 
 
@@ -70,3 +80,21 @@ def test_there_and_back_is_the_identity_and_waits_for_nothing_but_counts(problem
             assert max(change, gradient) < 1e-4, problem
             assert spare_rows == 0, "a token goes to a rank once, and a dropped slot nowhere"
             assert not waits, problem
+
+
+def waits_on_a_gpu() -> int:
+    torch.cuda.init()
+    x_NC = torch.randn(64, C, device="cuda", requires_grad=True)
+    weight_NK, owner_NK = torch.rand(64, 2, device="cuda"), torch.zeros(64, 2, dtype=torch.long, device="cuda")
+    for _ in range(2):  # the first trip sets up the communicator
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trip(x_NC, weight_NK, owner_NK)[0].sum().backward()
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.gpu
+def test_the_host_waits_for_a_gpu_once():
+    assert run_ranks(1, waits_on_a_gpu) == [1]
