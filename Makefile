@@ -43,6 +43,7 @@ lint: env
 bench: env
 	$(BIN)/fgmoe bench boundary $(if $(PORT),--port $(PORT)) --json benchmarks/results/boundary.json
 	$(BIN)/fgmoe bench data --json benchmarks/results/data.json
+	$(BIN)/fgmoe bench moe --json benchmarks/results/moe.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

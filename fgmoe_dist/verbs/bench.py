@@ -12,6 +12,7 @@ from fgmoe_dist.files import write_json
 BENCHES = {
     "data": ("fgmoe_dist.data.bench", "reading and augmenting full-size samples"),
     "boundary": ("fgmoe_dist.evaluation.boundary.bench", "boundary scoring of an image at 101 thresholds"),
+    "moe": ("fgmoe_dist.experts.bench", "a block's routed experts beside stock layers and a dense MLP"),
     "machine": ("fgmoe_dist.planning.bench_machine", "a profile of this machine, for fgmoe plan"),
     "step": ("fgmoe_dist.planning.bench_step", "training steps of a configuration, by stage, beside their plan"),
     "plan": ("fgmoe_dist.planning.bench_plan", "the error of fgmoe plan on this machine"),
