@@ -25,14 +25,14 @@ class Difference(NamedTuple):
         return self.greatest / self.magnitude if self.magnitude else self.greatest
 
 
-def differences(model: FGMoE, format: str, path: Path, any_batch: bool) -> dict[str, Difference]:
-    """By task, over one image and, where the file takes any number, over three at a time.
+def differences(model: FGMoE, format: str, path: Path) -> dict[str, Difference]:
+    """By task, over one image and over three at a time.
 
     The images are noise, which sends neighbouring tokens to different experts. RuntimeError with what the process said
     if the file does not run.
     """
     images_B3HW = torch.randn(3, 3, *model.encoder.image_size_hw, generator=torch.Generator().manual_seed(0))
-    batches = [images_B3HW[:1]] + [images_B3HW] * any_batch
+    batches = [images_B3HW[:1], images_B3HW]
     found = _run_apart(format, path, [batch.numpy() for batch in batches])
     result: dict[str, Difference] = {}
     for number, batch in enumerate(batches):

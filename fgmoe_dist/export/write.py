@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable
 
@@ -26,13 +26,6 @@ from fgmoe_dist.training.checkpoint_folder import CheckpointState
 
 # An ONNX file is one protocol buffer, which ends at 2 GiB.
 ONNX_LIMIT_BYTES = 2**31 - 2**24
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written: any number of images at a time, or one."""
-
-    any_batch: bool
 
 
 def about(model: FGMoE, state: CheckpointState) -> dict[str, Any]:
@@ -73,10 +66,10 @@ def check_can_export(model: FGMoE, state: CheckpointState, format: str) -> None:
         )
 
 
-def write_model(model: FGMoE, state: CheckpointState, format: str, path: Path) -> Exported:
+def write_model(model: FGMoE, state: CheckpointState, format: str, path: Path) -> None:
     """Writes `model`, which is in fp32 on the CPU with the reference kernel, as `path` in one of `WRITERS`."""
     with torch.no_grad():
-        return WRITERS[format](model, json.dumps(about(model, state)), path)
+        WRITERS[format](model, json.dumps(about(model, state)), path)
 
 
 class _Predictor(nn.Module):
@@ -90,44 +83,31 @@ class _Predictor(nn.Module):
         return self.model(image).predictions
 
 
-def _write_safetensors(model: FGMoE, about: str, path: Path) -> Exported:
+def _write_safetensors(model: FGMoE, about: str, path: Path) -> None:
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, {ABOUT: about})
-    return Exported(any_batch=True)
 
 
-def _write_pt2(model: FGMoE, about: str, path: Path) -> Exported:
-    program, exported = _trace(model)
-    torch.export.save(program, path, extra_files={f"{ABOUT}.json": about})
-    return exported
+def _write_pt2(model: FGMoE, about: str, path: Path) -> None:
+    torch.export.save(_trace(model), path, extra_files={f"{ABOUT}.json": about})
 
 
-def _write_onnx(model: FGMoE, about: str, path: Path) -> Exported:
-    program, exported = _trace(model)
+def _write_onnx(model: FGMoE, about: str, path: Path) -> None:
     names = [task.name for task in model.tasks]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own calls
-        converted = torch.onnx.export(program, input_names=["image"], output_names=names, verbose=False)
+        converted = torch.onnx.export(_trace(model), input_names=["image"], output_names=names, verbose=False)
     converted.model.metadata_props[ABOUT] = about
     converted.save(path, external_data=False)
-    return exported
 
 
-WRITERS: dict[str, Callable[[FGMoE, str, Path], Exported]] = {
+WRITERS: dict[str, Callable[[FGMoE, str, Path], None]] = {
     "safetensors": _write_safetensors,
     "pt2": _write_pt2,
     "onnx": _write_onnx,
 }
 
 
-def _trace(model: FGMoE) -> tuple[torch.export.ExportedProgram, Exported]:
-    """For any number of images, or for one if something in the model took the example's number for a constant."""
-    batch = {"image": {0: torch.export.Dim("batch")}}
-    try:
-        program = torch.export.export(_Predictor(model), (_example(model, 2),), dynamic_shapes=batch)
-        return program, Exported(any_batch=True)
-    except torch._dynamo.exc.UserError:
-        return torch.export.export(_Predictor(model), (_example(model, 1),)), Exported(any_batch=False)
-
-
-def _example(model: FGMoE, images: int) -> Tensor:
-    return torch.zeros(images, 3, *model.encoder.image_size_hw)
+def _trace(model: FGMoE) -> torch.export.ExportedProgram:
+    """For any number of images; two stand for it, as one would be taken for a constant."""
+    image = torch.zeros(2, 3, *model.encoder.image_size_hw)
+    return torch.export.export(_Predictor(model), (image,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})

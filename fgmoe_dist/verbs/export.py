@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> None:
     beside = args.output.with_name(f".{args.output.stem}.{os.getpid()}.{args.format}")
     started = time.perf_counter()
     try:
-        exported = write_model(model, state, args.format, beside)
+        write_model(model, state, args.format, beside)
         seconds = time.perf_counter() - started
-        found = differences(model, args.format, beside, exported.any_batch)
+        found = differences(model, args.format, beside)
         worst = max(difference.relative for difference in found.values())
         if agrees := worst <= args.tolerance:
             os.replace(beside, args.output)
@@ -75,24 +75,22 @@ def run(args: argparse.Namespace) -> None:
             f"{task}: greatest difference {difference.greatest:.2e} where the output reaches {difference.magnitude:.3g}"
         )
     if args.json:
-        _report(args, state.step, exported.any_batch, found, worst)
+        _report(args, state.step, found, worst)
     if not agrees:
         print(f"error: the exported model differs by {worst:.2e} of the output, above --tolerance {args.tolerance:g};"
               f" {args.output} was not written")  # fmt: skip
         raise SystemExit(1)
-    batch = "any number of images" if exported.any_batch else "one image at a time"
     size = args.output.stat().st_size / 2**20
-    print(f"{args.format} of step {state.step}, {size:.1f} MiB, {batch}, in {seconds:.0f} s: {args.output}")
+    print(f"{args.format} of step {state.step}, {size:.1f} MiB, in {seconds:.0f} s: {args.output}")
 
 
-def _report(args: argparse.Namespace, step: int, any_batch: bool, found: dict, worst: float) -> None:
+def _report(args: argparse.Namespace, step: int, found: dict, worst: float) -> None:
     from fgmoe_dist.files import write_json
 
     figures = {
         "format": args.format,
         "output": str(args.output),
         "step": step,
-        "any_batch": any_batch,
         "tolerance": args.tolerance,
         "relative_difference": worst,
         "tasks": {task: difference._asdict() for task, difference in found.items()},

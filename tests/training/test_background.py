@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
+import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +91,19 @@ def test_a_rank_that_cannot_write_tells_all_and_loses_nothing(tmp_path):
     assert read_state(find_checkpoint(tmp_path)).step == 3
     assert [line.split(":")[0] for line in answers[0][2]] == ["checkpoint of step 1", "checkpoint of step 3"]
     assert not any(said for *_, said in answers[1:])
+
+
+def leave_while_writing(folder: Path) -> None:
+    write = background.write_snapshot
+    background.write_snapshot = lambda *arguments: (time.sleep(0.5), write(*arguments))
+    with contextlib.suppress(SystemExit), CheckpointWriter(folder, keep=2) as writer:
+        writer.save(engine_of((2, 1), seed=1), state_of((2, 1), 1))
+        sys.exit(143)  # as SIGTERM does
+
+
+def test_a_job_told_to_end_makes_the_checkpoint_whole_first(tmp_path):
+    run_ranks(WORLD, leave_while_writing, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
 
 
 def die_while_writing(folder: Path) -> None:
