@@ -208,7 +208,8 @@ class _Experts(torch.autograd.Function):
             torch.ops.aten.gelu.out(before_H, out=hidden_H)
             torch.mul(d_hidden_H, hidden_H, out=product_H)
             dgate = torch.sum(product_H, 1, keepdim=True, out=dgate_S1[slots])
-            dgate.view(-1, rows, 1).baddbmm_(dy_GRC, b_out_PC[here, :, None])
+            # A product with one column is no faster than with fifty; element by element it is.
+            dgate += torch.mul(dy_GRC, b_out_PC[here, None], out=row_GRC).sum(2).view(-1, 1)
             d_out.add(expert_G, hidden_H.mul_(gate).view_as(hidden_GRH).mT, dy_GRC, w_out_GHC)
             torch.bmm(gate.view(-1, 1, rows), dy_GRC, out=db_out_PC[here, None])
 
