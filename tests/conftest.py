@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.runs import Runs
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is first imported, here and on the ranks
 
 TRAIN, VAL, SIZE_HW = 8, 4, (112, 140)
 

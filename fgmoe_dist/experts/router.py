@@ -62,7 +62,7 @@ class BalanceTerms(NamedTuple):
 class BalanceLosses(NamedTuple):
     """Losses of all ranks' tokens: the mean over ranks is the loss, and the mean of the ranks' gradients its gradient.
 
-    An even load makes `experts` and `devices` 1, with softmax scores.
+    An even load makes `experts` and `devices` 1.
     """
 
     experts: Tensor
@@ -116,7 +116,9 @@ class Routers(nn.Module):
                 full_TNK = over_capacity(weight_TNK.detach(), expert_TNK, config, images)
                 weight_TNK = weight_TNK.masked_fill(full_TNK, 0)
                 expert_TNK, dropped_T = expert_TNK.masked_fill(full_TNK, -1), full_TNK.sum((1, 2))
-        balance = BalanceTerms.of(logits_TNE, score_TNE, chosen_TNK, dropped_T)
+            if config.score == "sigmoid":  # shares of their sum (DeepSeek-V3 eq. 19), or balance would lower all scores
+                score_TNE = score_TNE / score_TNE.sum(-1, keepdim=True)
+            balance = BalanceTerms.of(logits_TNE, score_TNE, chosen_TNK, dropped_T)
         return Routing(weight_TNK, expert_TNK, gates_TNS, balance)
 
     def _score(self, logits_TNE: Tensor) -> Tensor:

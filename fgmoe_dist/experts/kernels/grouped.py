@@ -1,6 +1,9 @@
-"""Sort the rows by expert, then one grouped GEMM a layer (`torch.nn.functional.grouped_mm`).
+"""Sort the slots by expert, then one grouped GEMM a layer (`torch.nn.functional.grouped_mm`).
 
-Fast where grouped_mm is: bf16 on a recent GPU. fp32 and bf16 only. Legend: kernels/__init__.py; R = filled slots.
+Fast where grouped_mm is: bf16 on a recent GPU. fp32 and bf16 only. No size depends on the routing, so that the host
+never waits for the device: empty slots are sorted behind the last expert's, where grouped_mm computes nothing.
+
+Legend: kernels/__init__.py; S = M * K slots in the order of their experts.
 """
 
 from __future__ import annotations
@@ -9,16 +12,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+AFTER = (0, 0, 0, 1)  # one row more
+
 
 def grouped(x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, bank) -> Tensor:
-    experts = bank.w_in_ECH.shape[0]
-    row_R, slot_R = (expert_MK >= 0).nonzero(as_tuple=True)
-    if row_R.numel() == 0:
-        # grouped_mm refuses empty input; the parameters still owe the other ranks a gradient of zero.
-        return x_MC * 0 + sum(stack.sum() for stack in bank) * 0 + weight_MK.sum().to(x_MC.dtype) * 0
-    expert_R, order_R = expert_MK[row_R, slot_R].sort(stable=True)
-    row_R, slot_R = row_R[order_R], slot_R[order_R]
-    ends_E = torch.bincount(expert_R, minlength=experts).cumsum(0).to(torch.int32)
-    hidden_RH = F.gelu(F.grouped_mm(x_MC[row_R], bank.w_in_ECH, offs=ends_E) + bank.b_in_EH[expert_R])
-    out_RC = F.grouped_mm(hidden_RH, bank.w_out_EHC, offs=ends_E) + bank.b_out_EC[expert_R]
-    return torch.zeros_like(x_MC).index_add(0, row_R, out_RC * weight_MK[row_R, slot_R, None].to(out_RC.dtype))
+    experts, rows, slots = len(bank.w_in_ECH), *expert_MK.shape
+    if rows == 0:  # which grouped_mm refuses: one row of empty slots
+        x_MC, weight_MK, expert_MK = F.pad(x_MC, AFTER), F.pad(weight_MK, AFTER), F.pad(expert_MK, AFTER, value=-1)
+    key_S = expert_MK.flatten()
+    expert_S, order_S = key_S.masked_fill(key_S < 0, experts).sort(stable=True)
+    bounds_E = torch.arange(experts, dtype=expert_S.dtype, device=expert_S.device)
+    ends_E = torch.searchsorted(expert_S, bounds_E, right=True, out_int32=True)
+    empty_S1 = (expert_S == experts)[:, None]
+    expert_S = expert_S.clamp(max=experts - 1)
+
+    # Beyond the last expert's rows grouped_mm leaves memory as it was, in its results and in its gradients: every
+    # value that goes in or comes out is masked there.
+    x_SC = x_MC[order_S // slots].masked_fill(empty_S1, 0)
+    before_SH = F.grouped_mm(x_SC, bank.w_in_ECH, offs=ends_E) + bank.b_in_EH[expert_S]
+    hidden_SH = F.gelu(before_SH.masked_fill(empty_S1, 0))
+    out_SC = F.grouped_mm(hidden_SH, bank.w_out_EHC, offs=ends_E) + bank.b_out_EC[expert_S]
+    out_SC = out_SC.masked_fill(empty_S1, 0) * weight_MK.flatten()[order_S, None].to(out_SC.dtype)
+    # Back to their slots, and a token's slots added up in their order: index_add has none on a GPU.
+    y_MC = torch.zeros_like(out_SC).index_copy(0, order_S, out_SC).view(-1, slots, out_SC.shape[1]).sum(1)
+    return y_MC[:rows]

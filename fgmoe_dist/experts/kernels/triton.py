@@ -406,6 +406,10 @@ class _FusedExperts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, keep: bool, x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, *bank: Tensor) -> Tensor:
         w_in_ECH, b_in_EH, w_out_EHC, b_out_EC = bank
+        ctx.empty = expert_MK.numel() == 0
+        if ctx.empty:  # nothing to launch, or to tune on
+            ctx.save_for_backward(x_MC, weight_MK, *bank)
+            return torch.zeros_like(x_MC)
         with torch.cuda.device_of(x_MC):
             plan = _Plan.of(expert_MK, len(w_in_ECH))
             hidden_RH, before_RH = plan.hidden(x_MC, w_in_ECH, b_in_EH, keep)
@@ -418,6 +422,9 @@ class _FusedExperts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy_MC: Tensor):
+        if ctx.empty:
+            dx_MC, dweight_MK, *dbank = (torch.zeros_like(tensor) for tensor in ctx.saved_tensors)
+            return None, dx_MC, dweight_MK, None, *dbank
         x_MC, weight_MK, expert_MK, w_in_ECH, _, w_out_EHC, b_out_EC, before_RH, *plan = ctx.saved_tensors
         plan, dy_MC = _Plan(*plan, ctx.block, ctx.slots), dy_MC.contiguous()
         with torch.cuda.device_of(x_MC):
@@ -428,20 +435,20 @@ class _FusedExperts(torch.autograd.Function):
         return None, dx_MC, dweight_MK, None, dw_in_ECH, db_in_EH, dw_out_EHC, db_out_EC
 
 
+def check_device(device: torch.device) -> None:
+    """Raises UserError where no kernel of Triton's can run."""
+    if device.type != "cuda" and not INTERPRETED:
+        raise UserError(f"experts.kernel=triton needs a CUDA device, and this run's is {device.type}: set it to auto")
+
+
 def fused(x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, bank) -> Tensor:
     """The kernel `triton` of kernels/__init__.py: fp32, bf16 or fp16 rows, on a CUDA device or in Triton's interpreter.
 
     Repeatable bit for bit within a process. Raises `UserError` on a CPU unless TRITON_INTERPRET=1 was set before the
     first import of this module.
     """
-    if not (x_MC.is_cuda or INTERPRETED):
-        raise UserError(
-            f"experts.kernel=triton needs a CUDA device, and this run's is {x_MC.device.type}: set experts.kernel=auto"
-        )
+    check_device(x_MC.device)
     assert x_MC.dtype in (torch.float32, torch.bfloat16, torch.float16), x_MC.dtype
     bank = [stack.to(x_MC.dtype).contiguous() for stack in bank]
-    if expert_MK.numel() == 0:
-        # Nothing to launch, or to tune on; the parameters still owe the other ranks a gradient of zero.
-        return x_MC * 0 + sum(stack.sum() for stack in bank) * 0 + weight_MK.sum().to(x_MC.dtype) * 0
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x_MC, weight_MK, *bank))
     return _FusedExperts.apply(keep, x_MC.contiguous(), weight_MK.contiguous(), expert_MK.contiguous(), *bank)
