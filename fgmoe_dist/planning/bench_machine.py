@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if "RANK" in os.environ:
         with process_group() as ranks:
             one = measure(ranks, args.milliseconds / 1000)
-            worlds = {int(os.environ["LOCAL_WORLD_SIZE"]): one}
+            worlds = {_local_world(ranks): one}
             if not ranks.is_first:
                 args.json = None  # rank 0 alone writes
             machine = assemble(worlds)
@@ -73,7 +72,7 @@ def measure(ranks: Any, budget_s: float) -> dict[str, Any]:
     from fgmoe_dist.training import trainer  # noqa: F401 - for what it imports, which a rank has in memory
 
     base = psutil.Process().memory_info().rss if ranks.device.type == "cpu" else 0
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local_world = _local_world(ranks)
     local = _local_group(ranks.world, local_world)
     found = {
         "compute": measure_compute(ranks.device, budget_s),
@@ -90,6 +89,11 @@ def measure(ranks: Any, budget_s: float) -> dict[str, Any]:
     else:
         found.update(name=processor(), memory_bytes=psutil.virtual_memory().total)
     return found
+
+
+def _local_world(ranks: Any) -> int:
+    """Ranks of this node; a launcher that does not say has started them all here."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
 
 
 def _local_group(world: int, local_world: int) -> Optional[Any]:
@@ -174,11 +178,10 @@ def _print(machine: Any) -> None:
             + ", ".join(f"{kind} {rate:.0f}" for kind, rate in experts.items())
             + f" GFLOP/s; memory {fp32['stream'][0][1] / 1e9:.1f} GB/s; an operation {compute.overhead_s * 1e6:.1f} us"
         )
-    for ranks, links in machine.links.items():
-        for name, link in asdict(links).items():
-            if isinstance(link, dict):
-                print(
-                    f"  {ranks} ranks, {name.replace('_', '-')}: {link['latency_s'] * 1e6:.0f} us,"
-                    f" {link['bytes_per_s'] / 1e9:.2f} GB/s"
-                )
-        print(f"  {ranks} ranks, of an exchange {links.overlap:.0%} goes on beside computation")
+    wires = {f"{ranks} ranks": links for ranks, links in machine.links.items()}
+    for where, links in {**wires, **({"between nodes": machine.internode} if machine.internode else {})}.items():
+        both = ", ".join(
+            f"{name} {link.latency_s * 1e6:.0f} us and {link.bytes_per_s / 1e9:.2f} GB/s"
+            for name, link in (("all-to-all", links.all_to_all), ("all-reduce", links.all_reduce))
+        )
+        print(f"  {where}: {both}; {links.overlap:.0%} of an exchange goes on beside computation")

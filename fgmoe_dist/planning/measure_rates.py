@@ -85,7 +85,8 @@ def _operations(device: torch.device, dtype: torch.dtype) -> Iterator[Measured]:
     yield from _convolutions(random, images)
     yield from _elementwise(random, images)
     yield from _resampling(random, images)
-    parameter = torch.nn.Parameter(torch.randn(1 << 20, device=device))  # fp32 whatever the precision
+    # fp32 whatever the precision, and more than a cache holds.
+    parameter = torch.nn.Parameter(torch.randn(1 << 23, device=device))
     parameter.grad = torch.randn_like(parameter)
     yield "adam", 1, parameter.numel(), torch.optim.Adam([parameter]).step
 

@@ -117,15 +117,26 @@ def _candidates(plan: Any) -> Any:
 
 
 def _details(candidate: Any) -> Any:
+    """Three tables side by side: where a rank's memory goes, its traffic, and its time."""
+    from rich.columns import Columns
+
+    rows = [(name, f"{size / 2**30:.3f}") for name, size in candidate.memory.items()]
+    tables = [_table(("memory of a rank", "GiB"), rows)]
+    rows = [(sent.name, f"{sent.near / 2**20:.1f}", f"{sent.far / 2**20:.1f}") for sent in candidate.traffic]
+    tables.append(_table(("sent in a step, MiB", "on a node", "beyond"), rows))
+    if candidate.parts:
+        rows = [(part.name, part.stage, f"{part.seconds:.4g}") for part in candidate.parts]
+        tables.append(_table(("part of a step", "in", "s"), rows))
+    return Columns(tables)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Any:
+    from rich import box
     from rich.table import Table
 
-    table = Table("memory of a rank", "GiB", "sent in a step by a rank", "on a node, MiB", "beyond, MiB", "part", "s")
-    memory = [(name, f"{size / 2**30:.3f}") for name, size in candidate.memory.items()]
-    sent = [(s.name, f"{s.near / 2**20:.2f}", f"{s.far / 2**20:.2f}") for s in candidate.traffic]
-    parts = [(f"{p.name} ({p.stage})", f"{p.seconds:.4g}") for p in candidate.parts or ()]
-    for i in range(max(map(len, (memory, sent, parts)))):
-        cells = [*(memory[i : i + 1] or [("", "")]), *(sent[i : i + 1] or [("",) * 3]), *(parts[i : i + 1])]
-        table.add_row(*(cell for row in cells for cell in row))
+    table = Table(*head, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,6 +13,7 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.search import ep_sizes, make_plan
 from tests.planning.machines import flat_compute, machine
+from tests.runs import ROOT
 
 COUNTS = Counts(
     encoder_parameters=1000, dense_parameters=10_000, expert_parameters=16 * 10**6, tokens=64,
@@ -111,6 +114,11 @@ def test_a_precision_that_was_not_measured_is_told():
     fp32_only = machine(compute={1: type(flat_compute())(1, 0.0, rates)})
     with pytest.raises(UserError, match="was not measured in bf16"):
         plan(1, 1, machine=fp32_only, config=configuration(1, precision="bf16"))
+
+
+def test_plans_are_made_without_torch():
+    code = "import sys, fgmoe_dist.planning.search; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
 
 
 def test_mistakes_come_before_counting():
