@@ -41,7 +41,13 @@ MIB = 2**20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", dest="grid", action="store_const", const="quick", help="a few points, a minute")
+    size.add_argument(
+        "--quick",
+        dest="grid",
+        action="store_const",
+        const="quick",
+        help="a few points: a minute, in place of about ten",
+    )
     size.add_argument("--full", dest="grid", action="store_const", const="full", help="the whole grid, an hour or more")
     parser.set_defaults(grid="usual")
     for name, what in (
@@ -226,7 +232,7 @@ def _machine(device: str) -> dict[str, Any]:
 def _print(figures: dict[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console(width=max(120, Console().width))
+    console = Console(width=max(130, Console().width))
     console.print(_table(figures["points"]))
     for flat in figures["flatness"]:
         place = (
@@ -246,7 +252,7 @@ def _print(figures: dict[str, Any]) -> None:
 def _table(points: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    table = Table(title="Forward + backward of one block's routed experts, times the dense bound")
+    table = Table(title="Forward + backward of one block's routed experts, times the dense bound", padding=0)
     names = list(dict.fromkeys(name for point in points for name in point["seconds"] if name != "dense"))
     fused = [name for name in names if name.startswith("fused:")]
     headings = ["ranks", "dtype", "T", "experts", "tokens", "k", "dense ms", *map(_heading, names)]
