@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import traceback
@@ -59,8 +60,10 @@ def _enter(rank: int, world: int, port: int, answer: Connection, function: Calla
     )  # fmt: skip
     try:
         with process_group() as ranks:
-            answer.send((None, function(ranks, *arguments)))
+            result = (None, function(ranks, *arguments))
     except UserError as error:
-        answer.send((UserError, str(error)))
+        result = (UserError, str(error))
     except BaseException:
-        answer.send((RuntimeError, traceback.format_exc()))
+        result = (RuntimeError, traceback.format_exc())
+    with contextlib.suppress(BrokenPipeError):  # nobody is left to ask
+        answer.send(result)
