@@ -1,7 +1,8 @@
 """Sends tokens to the ranks that hold their experts and brings weighted sums back.
 
 One exchange of counts, one of data out, one of data back, for all tasks of a block together. A token crosses to
-a rank once, even if several of its experts live there; what returns is that rank's gate-weighted partial sum.
+a rank once, even if several of its experts live there; what returns is that rank's gate-weighted partial sum. Rows for
+this rank's own experts do not travel: they wait here for the others.
 Both exchanges are asynchronous: between `start` and `wait` the caller computes what needs no remote token. The
 backward pass mirrors it, since autograd reaches `wait` before, and `start` after, everything in between.
 
@@ -22,8 +23,9 @@ from torch import Tensor
 class Route:
     """How the rows of one dispatch travel. `combine` needs nothing else."""
 
-    token_M: Tensor  # which token each sent row is; sorted by destination, then by token
-    send_rows: list[int]
+    token_M: Tensor  # which token each row is: this rank's own first, then by destination; within one, by token
+    own_rows: int
+    send_rows: list[int]  # to every rank; none to this one
     receive_rows: list[int]
     tokens: int
     group: Optional[dist.ProcessGroup]
@@ -37,17 +39,18 @@ class Flight:
         self.route, self.back = route, back
         self.columns = [(row.shape[1], row.dtype) for row in rows]
         self.homeward: Optional[Flight] = None  # the flight of the gradients
-        self._outgoing = _pack(rows)  # must outlive the transfer
+        self._own = [row[: route.own_rows] for row in rows]
+        self._outgoing = _pack([row[route.own_rows :] for row in rows])  # must outlive the transfer
         self._arriving = self._outgoing.new_empty(sum(receiving), self._outgoing.shape[1])
         self._work = dist.all_to_all_single(
             self._arriving, self._outgoing, receiving, sending, group=route.group, async_op=True
         )
 
     def land(self) -> list[Tensor]:
-        """Waits, unpacks, and frees the bytes before the experts run."""
+        """Waits, puts what arrived behind this rank's own rows, and frees the bytes before the experts run."""
         self._work.wait()
-        rows = _unpack(self._arriving, self.columns)
-        self._work = self._outgoing = self._arriving = None
+        rows = [torch.cat(parts) for parts in zip(self._own, _unpack(self._arriving, self.columns))]
+        self._work = self._own = self._outgoing = self._arriving = None
         return rows
 
 
@@ -61,21 +64,24 @@ class Departed(NamedTuple):
 def plan_route(
     x_NC: Tensor, weight_NK: Tensor, expert_NK: Tensor, owner_NK: Tensor, group: dist.ProcessGroup
 ) -> tuple[Route, tuple[Tensor, Tensor, Tensor]]:
-    """The route of `x_NC`, and per sent row its token's `x_MC`, `weight_MK` and `expert_MK`.
+    """The route of `x_NC`, and per row of it its token's `x_MC`, `weight_MK` and `expert_MK`.
 
     `owner_NK` is the rank in `group` that holds each expert, `expert_NK` its index there; an owner of -1 is a slot
     that goes nowhere. Slots of experts that live elsewhere are -1 with weight 0. Waits for the other ranks' counts:
     the one host sync of a block, after which every size is known.
     """
-    tokens, ranks = len(owner_NK), dist.get_world_size(group)
+    tokens, ranks, me = len(owner_NK), dist.get_world_size(group), dist.get_rank(group)
     needed_RN = owner_NK.new_zeros(ranks + 1, tokens, dtype=torch.bool)
     needed_RN = needed_RN.scatter_(0, owner_NK.T % (ranks + 1), True)[:ranks]  # -1 fell into the row cut off here
     send_R = needed_RN.sum(1)
     receive_R = torch.empty_like(send_R)
     dist.all_to_all_single(receive_R, send_R, group=group)
     send_rows, receive_rows = torch.stack([send_R, receive_R]).tolist()
-    rank_M, token_M = torch.nonzero_static(needed_RN, size=sum(send_rows)).unbind(1)
-    route = Route(token_M, send_rows, receive_rows, tokens, group)
+    needed_RN = torch.cat([needed_RN[me : me + 1], needed_RN[:me], needed_RN[me + 1 :]])
+    place_M, token_M = torch.nonzero_static(needed_RN, size=sum(send_rows)).unbind(1)
+    rank_M = torch.where(place_M == 0, me, place_M - (place_M <= me).to(place_M.dtype))
+    own_rows, send_rows[me], receive_rows[me] = send_rows[me], 0, 0
+    route = Route(token_M, own_rows, send_rows, receive_rows, tokens, group)
     here_MK = owner_NK[token_M] == rank_M[:, None]
     weight_MK = torch.where(here_MK, _Spread.apply(route, weight_NK), 0)
     expert_MK = torch.where(here_MK, expert_NK[token_M], -1).to(torch.int32)
@@ -89,7 +95,7 @@ def start_exchange(route: Route, *rows: Tensor, back: bool = False) -> Departed:
 
 
 def wait_exchange(departed: Departed) -> tuple[Tensor, ...]:
-    """The rows that came from the other ranks, in the order of their ranks."""
+    """This rank's own rows, then those that came from the others, in the order of their ranks."""
     return _Wait.apply(departed.flight, departed.ticket)
 
 
@@ -119,7 +125,8 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, route: Route, y_MC: Tensor) -> Tensor:
         ctx.route = route
         y_NC = y_MC.new_zeros(route.tokens, y_MC.shape[1])
-        for token_M, rows_MC in zip(route.token_M.split(route.send_rows), y_MC.split(route.send_rows)):
+        segments = [route.own_rows, *route.send_rows]
+        for token_M, rows_MC in zip(route.token_M.split(segments), y_MC.split(segments)):
             y_NC.index_add_(0, token_M, rows_MC)
         return y_NC
 
@@ -165,9 +172,11 @@ def _pack(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _unpack(buffer: Tensor, columns: list[tuple[int, torch.dtype]]) -> list[Tensor]:
-    if len(columns) == 1:  # it is what arrived
-        return [buffer.view(columns[0][1])]
-    parts = buffer.split([width * dtype.itemsize for width, dtype in columns], dim=1)
-    # A copy even of a single row, which may begin where its type must not.
-    copies = [part.clone(memory_format=torch.contiguous_format) for part in parts]
-    return [copy.view(dtype) for copy, (_, dtype) in zip(copies, columns)]
+    widths = [width * dtype.itemsize for width, dtype in columns]
+    return [_view(part, dtype) for part, (_, dtype) in zip(buffer.split(widths, dim=1), columns)]
+
+
+def _view(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes as numbers where they lie, if they are aligned."""
+    aligned = all(offset % dtype.itemsize == 0 for offset in (part.storage_offset(), part.stride(0)))
+    return (part if aligned else part.contiguous()).view(dtype)

@@ -42,7 +42,9 @@ def trip(x_NC, weight_NK, owner_NK) -> tuple[torch.Tensor, int]:
     route, rows = plan_route(x_NC, weight_NK, owner_NK, owner_NK, dist.group.WORLD)
     x_MC, weight_MK, _ = wait_exchange(start_exchange(route, *rows))
     sums_MC = x_MC * weight_MK.sum(1, keepdim=True)
-    return combine(route, *wait_exchange(start_exchange(route, sums_MC, back=True))), sum(route.send_rows)
+    return combine(route, *wait_exchange(start_exchange(route, sums_MC, back=True))), route.own_rows + sum(
+        route.send_rows
+    )
 
 
 def there_and_back(problems: list[tuple[list[int], int, int]]) -> list[tuple[float, float, int, list[str]]]:

@@ -183,10 +183,10 @@ def test_one_exchange_out_and_one_back_whatever_the_number_of_tasks(tasks):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_token_crosses_to_a_rank_once_and_in_its_own_precision(dtype):
-    # All 8 experts are chosen, so each of 6 tokens must reach both ranks: 12 rows, not 6 * 8.
+    # All 8 experts are chosen, so each of 6 tokens must reach the other rank: 6 rows, not 6 * 4; its own do not travel.
     settings = {**SETTINGS, "top_k": 8}
     (answer, _) = run_ranks(2, on_rank, 1, 2, settings, (6, 6), dtype)
-    k, rows, token = 8, 12, C * dtype.itemsize  # gates stay in fp32
+    k, rows, token = 8, 6, C * dtype.itemsize  # gates stay in fp32
     out, back, counts = rows * (token + 4 * k + 4 * k), rows * token, 2 * 8
     gradients = rows * token + rows * (token + 4 * k)
     assert answer["bytes"] == counts + out + back + gradients

@@ -153,9 +153,7 @@ def test_a_cpu_is_refused_in_one_line(monkeypatch):
 
     leaves, expert_MK = problem(2, 16, 1, 2, 16, device="cpu")
     monkeypatch.setattr(triton, "INTERPRETED", False)
-    with pytest.raises(
-        UserError, match="experts.kernel=triton needs a CUDA device, .* is cpu: set it to auto"
-    ):
+    with pytest.raises(UserError, match="experts.kernel=triton needs a CUDA device, .* is cpu: set it to auto"):
         fused(*leaves[:2], expert_MK, BankWeights(*leaves[2:]))
 
 
