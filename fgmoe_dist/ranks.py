@@ -76,7 +76,7 @@ def process_group() -> Iterator[Ranks]:
     cuda = torch.cuda.is_available()
     if "RANK" not in os.environ:
         os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
         )
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if cuda:
@@ -163,7 +163,7 @@ def _has_lost_a_sibling() -> bool:
     return True  # a sibling, or the launcher, vanished while we looked
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -7,8 +7,6 @@ waits when an accelerator takes a step of `--step-ms` (a sleep, so that it leave
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -29,6 +27,7 @@ from fgmoe_dist.data.shards import build_shards
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import start_worker, train_batches
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.processor import processor
 
 # Native size as the archives have it, and the size that the field trains at.
 SIZES_HW = {"nyud": ((425, 560), (448, 576)), "pascal": ((375, 500), (512, 512))}
@@ -146,10 +145,5 @@ def _wait_share(batches: Iterator[dict], args: argparse.Namespace) -> float:
 
 
 def _machine() -> str:
-    """The processor's name and number of cores, as a figure's reader wants them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, OpenCV {cv2.__version__}, torch {torch.__version__}"
+    """What the figures were taken on."""
+    return f"{processor()}, OpenCV {cv2.__version__}, torch {torch.__version__}"

@@ -213,7 +213,7 @@ def _machine(device: str) -> dict[str, Any]:
     """What the figures were taken on."""
     import torch
 
-    from fgmoe_dist.planning.bench_machine import processor
+    from fgmoe_dist.processor import processor
 
     versions = {"python": platform.python_version()}
     for name in ("torch", "deepspeed", "fairscale", "triton"):

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fgmoe_dist.config import Experts
 from fgmoe_dist.experts.bank import WEIGHTS, ExpertBank, initial_expert, mark_expert_parameter
 from fgmoe_dist.experts.dispatch import Departed, Route, combine, plan_route, start_exchange, wait_exchange
-from fgmoe_dist.experts.kernels import KERNELS, choose_kernel
+from fgmoe_dist.experts.kernels import KERNELS, choose_kernel, explain_kernel
 from fgmoe_dist.experts.router import BalanceTerms, Routers, Routing
 
 
@@ -94,6 +94,10 @@ class RoutedExperts(MoE):
     def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:
         raise NotImplementedError
 
+    def kernel(self) -> str:
+        """Which kernel computes them and why, for a log; UserError if it cannot here."""
+        return f"experts.backend {self.config.backend}: its own loop over experts"
+
     def compute(self, journey: Journey) -> None:
         pass
 
@@ -119,6 +123,9 @@ class FusedExperts(RoutedExperts):
         for weight in WEIGHTS:
             for index, (task, expert) in enumerate(self._here):
                 yield LogicalExpert(task, expert, weight, getattr(self.bank, weight), index)
+
+    def kernel(self) -> str:
+        return explain_kernel(self.config.kernel, self.bank.weights)
 
     def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:
         routing = self.routers(x_TNC, images)

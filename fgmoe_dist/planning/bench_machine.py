@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from pathlib import Path
 from typing import Any, Optional, Sequence
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.processor import processor
 
 BUDGET_S = 0.04  # for each rate and precision
 TASKS = ("semseg", "depth", "normals", "edge")
@@ -155,16 +155,6 @@ def measure_pixels(budget_s: float) -> float:
         transform({"id": "0", **sample}, rng)
 
     return 448 * 576 / seconds_of(read, torch.device("cpu"), 4 * budget_s)
-
-
-def processor() -> str:
-    """The processor's name and number of cores."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _print(machine: Any) -> None:

@@ -15,7 +15,7 @@ from fgmoe_dist.planning.traffic import row_bytes, rows_to_a_rank, value_bytes
 
 MOMENT_BYTES = 8  # two fp32 numbers a parameter
 ALIGNMENT = 2  # elements a rank's part of a flat buffer is rounded up to (DeepSpeed's nccl_start_alignment_factor)
-BUCKET = 500_000_000  # elements of DeepSpeed's reduction buffer, whatever the model's size
+BUCKET = 500_000_000  # training/engine.py's: elements of the reduction buffer, at most
 
 
 def memory(config: Config, counts: Counts, layout: Layout, device: str, imbalance: float = 1.0) -> dict[str, float]:
@@ -49,10 +49,8 @@ def padded(size: int, ranks: int) -> int:
 
 
 def _reduction_buffers(trained: int, stage: int, device: str) -> int:
-    """Elements. On a GPU the whole bucket is allocated, twice, to overlap; a CPU has pages only for what is used."""
-    if stage == 0 or device == "cpu":
-        return min(trained, BUCKET)
-    return 2 * BUCKET
+    """Elements. On a GPU there are two, to overlap."""
+    return min(trained, BUCKET) * (1 if stage == 0 or device == "cpu" else 2)
 
 
 def _activations(config: Config, counts: Counts) -> float:
@@ -73,4 +71,4 @@ def _dispatch_buffers(config: Config) -> float:
     """The bytes on their way in and out, of the larger exchange; one is under way at a time."""
     if config.parallel.ep_size == 1:
         return 0
-    return 2 * rows_to_a_rank(config) * config.parallel.ep_size * row_bytes(config)["out"]
+    return 2 * rows_to_a_rank(config) * (config.parallel.ep_size - 1) * row_bytes(config)["out"]

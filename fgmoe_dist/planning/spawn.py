@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Callable
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.ranks import _free_port, process_group
+from fgmoe_dist.ranks import free_port, process_group
 
 
 def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -18,7 +18,7 @@ def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> Any:
 
     `function` and its arguments are pickled by name. The first rank that fails ends all; UserError stays one.
     """
-    context, port = multiprocessing.get_context("spawn"), _free_port()
+    context, port = multiprocessing.get_context("spawn"), free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(world)]
     processes = [
         context.Process(target=_enter, args=(rank, world, port, pipes[rank][1], function, arguments), daemon=True)

@@ -23,9 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fgmoe_dist.config import Config
 from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.experts.router import BalanceTerms
-from fgmoe_dist.models.encoder import _check_image_size, _resolve_taps, _set_input_size
+from fgmoe_dist.models.encoder import FrozenEncoder
 from fgmoe_dist.models.fgmoe import PRECISIONS, FGMoE
-from fgmoe_dist.models.weights import create_backbone
 from fgmoe_dist.planning.counts import Counts, Work
 from fgmoe_dist.tasks import create_tasks
 
@@ -53,7 +52,7 @@ def count(config: Config) -> Counts:
     """The counts of `config`'s model and micro-batch. UserError for an encoder or image size that cannot be."""
     recorder, size_hw = _Recorder(), tuple(config.data.image_size)
     with META, recorder:
-        backbone, levels = _trace_encoder(config, recorder)
+        encoder, levels = _trace_encoder(config, recorder)
         model = _meta_model(config, levels)
         expert_parameters = sum(p.numel() for p in model.parameters() if is_moe_param(p))
         for block in model.blocks:
@@ -69,7 +68,7 @@ def count(config: Config) -> Counts:
         recorder.part, recorder.backward = "decoder", True
         loss.backward()
     return Counts(
-        encoder_parameters=sum(p.numel() for p in backbone.parameters()),
+        encoder_parameters=sum(p.numel() for p in encoder.parameters()),
         dense_parameters=sum(p.numel() for p in model.parameters()),
         expert_parameters=expert_parameters,
         tokens=config.train.micro_batch_size * math.prod(side // config.decoder.stride for side in size_hw),
@@ -81,24 +80,14 @@ def count(config: Config) -> Counts:
 
 
 def _trace_encoder(config: Config, recorder: _Recorder) -> tuple[nn.Module, list[Tensor]]:
-    """The backbone that `FrozenEncoder` would hold, and its levels."""
-    name, size_hw = config.encoder.name, tuple(config.data.image_size)
-    backbone, _ = create_backbone(name, "none")
-    reductions = [level["reduction"] for level in backbone.feature_info]
-    taps = _resolve_taps(name, config.encoder.taps, reductions)
-    _check_image_size(name, size_hw, max(reductions[tap] for tap in taps))
-    _set_input_size(name, backbone, size_hw)
-    backbone.prune_intermediate_layers(taps, prune_norm=False, prune_head=True)
-    dtype = PRECISIONS[config.encoder_precision]
-    backbone = backbone.to(dtype).requires_grad_(False).eval()
-    image_B3HW = torch.empty(config.train.micro_batch_size, 3, *size_hw, dtype=dtype)
+    """The encoder without weights, and its levels."""
+    name, size_hw, dtype = config.encoder.name, tuple(config.data.image_size), PRECISIONS[config.encoder_precision]
+    encoder = FrozenEncoder(name, "none", config.encoder.taps, size_hw, dtype=dtype)
     recorder.part = "encoder"
-    with torch.no_grad(), _Attention(recorder):
-        levels = backbone.forward_intermediates(
-            image_B3HW, indices=taps, norm=True, stop_early=True, output_fmt="NCHW", intermediates_only=True
-        )
+    with _Attention(recorder):
+        levels = encoder(torch.empty(config.train.micro_batch_size, 3, *size_hw, dtype=dtype))
     recorder.part = None
-    return backbone, levels
+    return encoder, levels
 
 
 def _meta_model(config: Config, levels: Sequence[Tensor]) -> FGMoE:

@@ -11,6 +11,8 @@ from typing import Mapping
 
 import torch
 
+from fgmoe_dist.processor import processor
+
 
 def run_tags(world: int, ep_size: int) -> dict[str, str]:
     """Tags of the running job. What is not known (no git, no SLURM) is left out.
@@ -51,11 +53,7 @@ def device_name() -> str:
     """The GPU's name, or the CPU's with its number of usable cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = models[0] if models else platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    return processor()
 
 
 def _git(folder: Path) -> dict[str, str]:

@@ -16,6 +16,8 @@ from fgmoe_dist.config import Config, Train
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
+BUCKET = 500_000_000  # numbers that gradients are reduced in at once, at most
+
 # The engine reports a gradient norm only where it clips; this bound clips nothing.
 UNCLIPPED = 1e12
 
@@ -32,7 +34,12 @@ def create_engine(model: nn.Module, config: Config) -> DeepSpeedEngine:
         "gradient_accumulation_steps": train.batch_size // (train.micro_batch_size * world),
         "gradient_clipping": train.clip_norm or UNCLIPPED,
         "bf16": {"enabled": train.precision == "bf16"},
-        "zero_optimization": {"stage": config.parallel.zero_stage, "overlap_comm": torch.cuda.is_available()},
+        "zero_optimization": {
+            "stage": config.parallel.zero_stage,
+            "overlap_comm": torch.cuda.is_available(),
+            # DeepSpeed allocates it whole: its default, 5e8 numbers, would take gigabytes whatever the model's size.
+            "reduce_bucket_size": min(BUCKET, sum(parameter.numel() for parameter in trained)),
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }

@@ -42,6 +42,7 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
         ended_once(),
     ):
         reporter = Reporter(trainer, folder, tracker)
+        reporter.say(trainer.kernel)
         while trainer.step < steps:
             reporter.observe(trainer.train_step())
             at_end, stopping = trainer.step == steps, _asked_to_stop(folder, writer)

@@ -69,6 +69,7 @@ def print_plan(trainer: Trainer) -> None:
         ("experts", f"{experts.routed} routed a task and block ({experts.routed // parallel.ep_size} on each rank),"
                     f" {experts.top_k} a token, {experts.shared} shared, {experts.global_experts} global;"
                     f" backend {experts.backend}"),
+        ("kernel", trainer.kernel),
         ("all-to-all", _describe_exchange(config, accumulation)),
         ("data", f"{trainer.train_shards.samples} training images, {trainer.val_shards.samples} validation images"),
         ("steps", f"{config.train.steps} of {config.train.batch_size} images: {ranks.world} ranks"

@@ -18,6 +18,7 @@ from fgmoe_dist.data.augment import EvalTransform, FeatureTransform
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.layer import RoutedExperts
 from fgmoe_dist.models.fgmoe import Balance, FGMoE, Output, balance_losses, create_model
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
@@ -52,6 +53,8 @@ class Trainer:
         check_cache(self.train_shards, self.val_shards, config, model.encoder)
         self.model: FGMoE = model
         self.engine: DeepSpeedEngine = create_engine(model, config)
+        # Asked now, in the precision that the engine has given it: a kernel that cannot run here ends no training.
+        self.kernel: str = next(layer for layer in model.modules() if isinstance(layer, RoutedExperts)).kernel()
         self.eval_transform = EvalTransform(config.data.image_size, model.encoder.mean, model.encoder.std)
         self._batches: Iterator[dict] | None = None
 

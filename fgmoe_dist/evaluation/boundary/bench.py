@@ -7,10 +7,8 @@ itself, by the public compiled port of it, which is not quite exact. All run in 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import re
-import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -31,6 +29,7 @@ from fgmoe_dist.evaluation.boundary.nms import suppress_non_maxima
 from fgmoe_dist.evaluation.boundary.port import PortRace
 from fgmoe_dist.evaluation.meter import check_prediction
 from fgmoe_dist.evaluation.score import read_prediction, shard_parts
+from fgmoe_dist.processor import processor
 from fgmoe_dist.progress import track
 
 
@@ -122,12 +121,10 @@ def _maps(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield scene(*map(int, match.groups()), seed)
 
 
-def machine() -> dict[str, str | int]:
+def machine() -> dict[str, str]:
     """What the figures were taken on."""
-    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
     return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count() or 1,
+        "processor": processor(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "scipy", "scikit-image")},
     }
