@@ -194,6 +194,17 @@ class Config(Section):
         """Groups of a task's routed experts that share a device."""
         return self.experts.groups or self.parallel.ep_size
 
+    def pinned(self) -> Config:
+        """With `experts.groups` written down where it decides what is computed.
+
+        What a run leaves behind says it, and whoever reads that with another ep_size computes the same.
+        """
+        limit, groups = self.experts.max_ranks_per_token, self.expert_groups
+        if not (limit or self.experts.device_balance_weight):
+            return self
+        known = {"groups": groups, "max_ranks_per_token": min(limit, groups)}
+        return self.model_copy(update={"experts": self.experts.model_copy(update=known)})
+
     def to_yaml(self) -> str:
         """The resolved configuration as YAML, each field with its meaning as a comment."""
         return "\n".join(_yaml_lines(self, indent="")) + "\n"
@@ -230,18 +241,7 @@ def build_config(values: dict[str, Any], origin: str = "configuration", known_pr
     problems += _conflicts(config)
     if problems:
         raise UserError(_list_problems(origin, problems))
-    return _with_groups(config)
-
-
-def _with_groups(config: Config) -> Config:
-    """Writes down what `experts.groups=0` stands for where it decides what is computed.
-
-    A checkpoint then says it, and whoever reads it with another ep_size computes the same.
-    """
-    experts = config.experts
-    if experts.groups or not (experts.max_ranks_per_token or experts.device_balance_weight):
-        return config
-    return config.model_copy(update={"experts": experts.model_copy(update={"groups": config.parallel.ep_size})})
+    return config
 
 
 def check_world(config: Config, world: int) -> None:
@@ -279,10 +279,12 @@ def flatten_values(nested: dict[str, Any]) -> dict[str, Any]:
 
 
 def _conflicts(config: Config) -> list[str]:
-    experts, ep_size, tasks = config.experts, config.parallel.ep_size, config.tasks
-    found = []
-    if len(set(tasks)) != len(tasks):
-        found.append(f"tasks={tasks}: a task is named twice; name each once")
+    return [*_placement_conflicts(config), *_expert_conflicts(config), *_training_conflicts(config)]
+
+
+def _placement_conflicts(config: Config) -> list[str]:
+    """Where experts live, and which of them a token may reach."""
+    experts, ep_size, groups, found = config.experts, config.parallel.ep_size, config.expert_groups, []
     if experts.hidden % experts.split:
         found.append(f"experts.hidden={experts.hidden} is not divisible by experts.split={experts.split}")
     if experts.top_k > experts.routed:
@@ -303,23 +305,33 @@ def _conflicts(config: Config) -> list[str]:
             f"experts.groups={experts.groups} is not a multiple of parallel.ep_size={ep_size}:"
             f" a group would lie on two ranks; set experts.groups={ep_size}"
         )
-    reached = min(experts.max_ranks_per_token, config.expert_groups) * (experts.routed // config.expert_groups)
+    if experts.groups and experts.max_ranks_per_token > experts.groups:
+        found.append(
+            f"experts.max_ranks_per_token={experts.max_ranks_per_token} limits nothing: there are"
+            f" {experts.groups} groups; lower it, or set it to 0"
+        )
+    reached = min(experts.max_ranks_per_token, groups) * (experts.routed // groups)
     if 0 < reached < experts.top_k <= experts.routed:
         found.append(
             f"experts.max_ranks_per_token={experts.max_ranks_per_token} leaves a token {reached} of the"
             f" {experts.routed} routed experts, fewer than experts.top_k={experts.top_k}; raise it or lower top_k"
         )
+    return found
+
+
+def _expert_conflicts(config: Config) -> list[str]:
+    """What routers, backends and kernels cannot do."""
+    experts, train, found = config.experts, config.train, []
     if experts.shared_gate == "joint" and experts.score != "softmax":
         found.append("experts.shared_gate=joint is one softmax; set experts.score=softmax")
-    stride, size = config.decoder.stride, config.data.image_size
-    if any(side % stride for side in size):
-        found.append(f"data.image_size={list(size)} is not a multiple of decoder.stride={stride}; change one of them")
-    if config.train.precision == "bf16" and config.parallel.zero_stage == 0:
-        found.append(
-            "train.precision=bf16 needs parallel.zero_stage=1 or 2: at 0 DeepSpeed keeps no moments we could save"
-        )
-    if config.train.precision == "bf16" and config.encoder_precision != "bf16":
-        found.append("train.precision=bf16 casts the whole model; set encoder.precision=bf16 or auto")
+    if experts.kernel == "grouped":
+        multiple = 8 if train.precision == "bf16" else 4
+        for key, width in {"decoder.channels": config.decoder.channels, "experts.hidden": experts.fine_hidden}.items():
+            if width % multiple:
+                found.append(
+                    f"experts.kernel=grouped takes rows of whole 16 bytes, and {key} gives {width} numbers in"
+                    f" {train.precision}; make it a multiple of {multiple}, or set experts.kernel=auto"
+                )
     if experts.backend != "fused":
         for key, wanted in STOCK_ROUTING.items():
             if (value := getattr(experts, key)) != wanted:
@@ -328,13 +340,28 @@ def _conflicts(config: Config) -> list[str]:
         found.append(
             "experts.backend=fairscale has a renormalised top-2 gate only; set experts.top_k=2 experts.renormalise=true"
         )
-    if experts.backend == "fairscale" and config.train.precision != "fp32":
+    if experts.backend == "fairscale" and train.precision != "fp32":
         found.append("experts.backend=fairscale computes in fp32 only; set train.precision=fp32")
-    if min(config.data.image_size) <= 0:
-        found.append(f"data.image_size={list(config.data.image_size)}: both sides must be positive")
+    return found
+
+
+def _training_conflicts(config: Config) -> list[str]:
+    tasks, stride, size, found = config.tasks, config.decoder.stride, config.data.image_size, []
+    if len(set(tasks)) != len(tasks):
+        found.append(f"tasks={tasks}: a task is named twice; name each once")
+    if any(side % stride for side in size):
+        found.append(f"data.image_size={list(size)} is not a multiple of decoder.stride={stride}; change one of them")
+    if min(size) <= 0:
+        found.append(f"data.image_size={list(size)}: both sides must be positive")
     lowest, highest = config.data.scale_range
     if not 0 < lowest <= highest:
         found.append(f"data.scale_range={[lowest, highest]}: give [lowest, highest], both positive")
+    if config.train.precision == "bf16" and config.parallel.zero_stage == 0:
+        found.append(
+            "train.precision=bf16 needs parallel.zero_stage=1 or 2: at 0 DeepSpeed keeps no moments we could save"
+        )
+    if config.train.precision == "bf16" and config.encoder_precision != "bf16":
+        found.append("train.precision=bf16 casts the whole model; set encoder.precision=bf16 or auto")
     return found
 
 

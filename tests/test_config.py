@@ -157,6 +157,8 @@ def test_all_mistakes_come_in_one_list():
         ({"experts": {"backend": "deepspeed", "bias_update_rate": 0.1}}, "bias_update_rate=0.1 needs experts.backend"),
         ({"experts": {"backend": "deepspeed", "max_ranks_per_token": 1}}, "max_ranks_per_token=1 needs"),
         ({"experts": {"backend": "deepspeed", "capacity_factor": 1.0}}, "capacity_factor=1.0 needs"),
+        ({"experts": {"groups": 4, "max_ranks_per_token": 9}}, "limits nothing: there are 4 groups"),
+        ({"experts": {"kernel": "grouped", "hidden": 24, "split": 4}}, "experts.hidden gives 6 numbers in fp32"),
         ({"experts": {"groups": 3}}, "groups=3 does not divide the 16"),
         ({"experts": {"groups": 4}, "parallel": {"ep_size": 8}}, "not a multiple of parallel.ep_size=8"),
         ({"experts": {"groups": 8, "max_ranks_per_token": 1}}, "leaves a token 2 of the 16"),
@@ -179,10 +181,16 @@ def test_settings_that_contradict(values, said):
 def test_groups_of_experts_are_written_down_where_they_matter(key):
     """A checkpoint read by one process routes as the ranks did that wrote it."""
     config = build_config({"experts": {key: 1}, "parallel": {"ep_size": 4}})
-    assert (config.experts.groups, config.expert_groups) == (4, 4)
-    alone = build_config({**config.model_dump(), "parallel": {"ep_size": 1}})
-    assert alone.expert_groups == 4
-    assert build_config({"parallel": {"ep_size": 4}}).experts.groups == 0
+    assert (config.experts.groups, config.expert_groups) == (0, 4), "another ep_size may still be planned"
+    alone = build_config({**config.pinned().model_dump(), "parallel": {"ep_size": 1}})
+    assert (alone.experts.groups, alone.expert_groups) == (4, 4)
+    assert build_config({"parallel": {"ep_size": 4}}).pinned().experts.groups == 0
+
+
+def test_a_limit_that_one_rank_does_not_reach_is_written_down_as_none():
+    config = build_config({"experts": {"max_ranks_per_token": 2}}).pinned()
+    assert (config.experts.groups, config.experts.max_ranks_per_token) == (1, 1)
+    assert build_config(config.model_dump()) == config
 
 
 @pytest.mark.parametrize("name", ["nyud_vitb", "nyud_vitl", "pascal_vitb", "pascal_vitl"])

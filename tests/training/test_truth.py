@@ -35,6 +35,7 @@ class Case(NamedTuple):
     experts: tuple = ()  # settings that differ from EXPERTS
     counts: tuple = UNEQUAL
     images: int = 1
+    parts: int = 1  # micro-batches a rank computes in a step
     steps: int = 1
     crowded: bool = False  # all tokens of all tasks choose expert 0 first
 
@@ -53,8 +54,8 @@ def configuration(case: Case, layout: Layout = ALONE) -> Config:
         {
             "experts": {**EXPERTS, **dict(case.experts), "kernel": layout.kernel},
             "train": {
-                "batch_size": WORLD, "micro_batch_size": 1, "lr": 3e-4, "optimizer": "adamw", "weight_decay": 1e-2,
-                "clip_norm": CLIP, "steps": 20,
+                "batch_size": WORLD * case.parts, "micro_batch_size": 1, "lr": 3e-4, "optimizer": "adamw",
+                "weight_decay": 1e-2, "clip_norm": CLIP, "steps": 20,
             },
             "parallel": {"ep_size": layout.ep_size, "zero_stage": layout.zero_stage},
         }
@@ -67,8 +68,8 @@ class Inputs(NamedTuple):
     target_TNC: Tensor
 
 
-def inputs(case: Case, step: int, rank: int) -> Inputs:
-    generator = torch.Generator().manual_seed(100 * step + rank)
+def inputs(case: Case, step: int, part: int, rank: int) -> Inputs:
+    generator = torch.Generator().manual_seed(1000 * part + 10 * step + rank)
 
     def rand(*shape: int) -> Tensor:
         return torch.randn(*shape, C, generator=generator)
@@ -121,23 +122,26 @@ def train_one(case: Case, config: Config) -> dict[str, Any]:
     engine = create_engine(create_block(case, config), config)
     answer: dict[str, Any] = {"norms": [], "losses": []}
     for step in range(case.steps):
-        u_TNC, a_NC, target_TNC = inputs(case, step, dist.get_rank())
-        u_TNC.requires_grad_()
-        h_TNC, *terms = engine(u_TNC, a_NC, case.images)
-        balance = balance_losses([BalanceTerms(*terms)], config.expert_groups)
-        loss = (h_TNC - target_TNC).square().sum() / 10
-        loss = loss + config.experts.balance_weight * balance.losses.experts
-        loss = loss + config.experts.device_balance_weight * balance.losses.devices
-        loss = loss + config.experts.z_weight * balance.losses.z
-        engine.backward(loss)
-        if step == 0:
-            # DeepSpeed scales nothing of the inputs' gradients; parameters' are means over ranks.
-            answer.update(output=h_TNC.detach().numpy(), input_gradient=u_TNC.grad.numpy())
-            answer["gradients"] = by_name(engine.module, {p: safe_get_full_grad(p) for p in engine.module.parameters()})
-        engine.step()
-        engine.module.routed.routers.update_bias(balance.load_LTE[0])
+        total, load_TE = torch.zeros(()), 0
+        for part in range(case.parts):
+            given = inputs(case, step, part, dist.get_rank())
+            given.u_TNC.requires_grad_()
+            h_TNC, *terms = engine(given.u_TNC, given.a_NC, case.images)
+            balance = balance_losses([BalanceTerms(*terms)], config.expert_groups)
+            loss = (h_TNC - given.target_TNC).square().sum() / 10
+            loss = loss + config.experts.balance_weight * balance.losses.experts
+            loss = loss + config.experts.device_balance_weight * balance.losses.devices
+            loss = loss + config.experts.z_weight * balance.losses.z
+            engine.backward(loss)
+            if step == 0 and part == case.parts - 1:
+                # The input's gradient is that of this rank's loss; parameters' are means over ranks and parts.
+                gradients = {p: safe_get_full_grad(p) for p in engine.module.parameters()}
+                answer["gradients"] = by_name(engine.module, gradients)
+                answer.update(output=h_TNC.detach().numpy(), input_gradient=given.u_TNC.grad.numpy())
+            engine.step()
+            total, load_TE = total + loss.detach() / case.parts, load_TE + balance.load_LTE[0]
+        engine.module.routed.routers.update_bias(load_TE)
         answer["norms"].append(float(engine.get_global_grad_norm()))
-        total = loss.detach().clone()
         dist.all_reduce(total)
         answer["losses"].append(total.item() / WORLD)
     answer["weights"] = by_name(engine.module, {p: p.detach() for p in engine.module.parameters()})
@@ -169,12 +173,14 @@ def truth(case: Case) -> dict[str, Any]:
     bias_TE = torch.zeros(case.tasks, settings.routed, dtype=torch.float64)
     for step in range(case.steps):
         optimizer.zero_grad()
-        ranks = [Inputs(*(x.double() for x in inputs(case, step, rank))) for rank in range(WORLD)]
-        us = [rank.u_TNC.requires_grad_() for rank in ranks]
-        outputs = [block_of_loops(parameters, *rank[:2], config, case.images, bias_TE) for rank in ranks]
-        loss = sum((h - rank.target_TNC).square().sum() for h, rank in zip(outputs, ranks)) / 10 / WORLD
-        balance, load_TE = balance_of_definitions(parameters, us, config, bias_TE)
-        loss = loss + balance
+        loss, load_TE = 0.0, 0.0
+        for part in range(case.parts):
+            ranks = [Inputs(*(x.double() for x in inputs(case, step, part, rank))) for rank in range(WORLD)]
+            us = [rank.u_TNC.requires_grad_() for rank in ranks]
+            outputs = [block_of_loops(parameters, *rank[:2], config, case.images, bias_TE) for rank in ranks]
+            task_loss = sum((h - rank.target_TNC).square().sum() for h, rank in zip(outputs, ranks)) / 10 / WORLD
+            balance, part_load_TE = balance_of_definitions(parameters, us, config, bias_TE)
+            loss, load_TE = loss + (task_loss + balance) / case.parts, load_TE + part_load_TE
         loss.backward()
         gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
         norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients.values()))
@@ -367,6 +373,19 @@ OPTIONS = [
 
 def test_every_option_of_gates_and_balance():
     cases = [Case(experts=tuple(option.items())) for option in OPTIONS]
+    check([(case, layout) for case in cases for layout in SOME_LAYOUTS])
+
+
+@pytest.mark.slow
+def test_every_option_on_every_kernel():
+    cases = [Case(experts=tuple(option.items())) for option in OPTIONS]
+    check([(case, Layout(4, 1, kernel)) for case in cases for kernel in KERNELS])
+
+
+def test_accumulation():
+    """The balance losses are then those of each part of all ranks."""
+    bias = dict(score="sigmoid", renormalise=True, bias_update_rate=0.05)
+    cases = [Case(parts=2), Case(parts=2, steps=20, experts=tuple(bias.items()))]
     check([(case, layout) for case in cases for layout in SOME_LAYOUTS])
 
 

@@ -52,7 +52,8 @@ class Pieces(NamedTuple):
 
 def cpu(x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, bank) -> Tensor:
     """Signature and meaning in kernels/__init__.py; for float32 and bfloat16. It has no second derivative."""
-    return _Experts.apply(x_MC, weight_MK, expert_MK, *bank)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x_MC, weight_MK, *bank))
+    return _Experts.apply(keep, x_MC, weight_MK, expert_MK, *bank)
 
 
 def cut(expert_MK: Tensor, experts: int, max_rows: int, group_rows: int, multiple: int) -> Pieces:
@@ -153,20 +154,20 @@ def _scatter(sum_MC: Tensor, token: Tensor, row_C: Tensor) -> None:
 
 class _Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_MC, weight_MK, expert_MK, w_in_ECH, b_in_EH, w_out_EHC, b_out_EC):
+    def forward(ctx, keep, x_MC, weight_MK, expert_MK, w_in_ECH, b_in_EH, w_out_EHC, b_out_EC):
         experts, channels, hidden = w_in_ECH.shape
         pieces = _cut_for(x_MC, expert_MK, experts)
         gate_S1 = (weight_MK.reshape(-1)[pieces.slot_S] * pieces.real_S).to(x_MC.dtype)[:, None]
         b_in_PH, b_out_PC = b_in_EH[pieces.expert_P], b_out_EC[pieces.expert_P]
-        before_SH = x_MC.new_empty(len(gate_S1), hidden)  # before the activation
         space = _Workspace(x_MC, pieces.groups, channels, hidden)
+        before_SH = x_MC.new_empty(len(gate_S1), hidden) if keep else space.rows(hidden)  # before the activation
         rows_C, rows_H = space.rows(channels), space.rows(hidden)
         w_in_GCH, w_out_GHC = space.weights(w_in_ECH), space.weights(w_out_EHC)
         y_MC = torch.zeros_like(x_MC, dtype=_sum_dtype(x_MC.dtype))
         for first, last, slots, rows in pieces.groups:
             here, count = slice(first, last), slots.stop - slots.start
             expert_G, token, gate = pieces.expert_P[here], pieces.token_S[slots], gate_S1[slots]
-            row_C, hidden_H, before_H = rows_C[:count], rows_H[:count], before_SH[slots]
+            row_C, hidden_H, before_H = rows_C[:count], rows_H[:count], before_SH[slots if keep else slice(count)]
             row_GRC, hidden_GRH = row_C.view(-1, rows, channels), hidden_H.view(-1, rows, hidden)
             torch.index_select(x_MC, 0, token, out=row_C)
             w_GCH = _pick(w_in_ECH, expert_G, w_in_GCH)
@@ -176,8 +177,9 @@ class _Experts(torch.autograd.Function):
             torch.mul(gate.view(-1, rows, 1), b_out_PC[here, None], out=row_GRC)
             row_GRC.baddbmm_(hidden_GRH, _pick(w_out_EHC, expert_G, w_out_GHC))
             _scatter(y_MC, token, row_C)
-        ctx.pieces = pieces
-        ctx.save_for_backward(x_MC, weight_MK, w_in_ECH, w_out_EHC, b_out_PC, before_SH, gate_S1)
+        if keep:
+            ctx.pieces = pieces
+            ctx.save_for_backward(x_MC, weight_MK, w_in_ECH, w_out_EHC, b_out_PC, before_SH, gate_S1)
         return y_MC.to(x_MC.dtype)
 
     @staticmethod
@@ -225,7 +227,16 @@ class _Experts(torch.autograd.Function):
         db_in_EH, db_out_EC = (d.new_zeros(experts, d.shape[1]) for d in (db_in_PH, db_out_PC))
         db_in_EH.index_add_(0, pieces.expert_P, db_in_PH)
         db_out_EC.index_add_(0, pieces.expert_P, db_out_PC)
-        return dx_MC.to(x_MC.dtype), dweight.view_as(weight_MK), None, d_in.total, db_in_EH, d_out.total, db_out_EC
+        return (
+            None,
+            dx_MC.to(x_MC.dtype),
+            dweight.view_as(weight_MK),
+            None,
+            d_in.total,
+            db_in_EH,
+            d_out.total,
+            db_out_EC,
+        )
 
 
 class _WeightGradient:
