@@ -10,8 +10,9 @@ import math
 
 from fgmoe_dist.config import Config
 from fgmoe_dist.planning.counts import Counts
+from fgmoe_dist.planning.kept import routed_bytes
 from fgmoe_dist.planning.layout import Layout
-from fgmoe_dist.planning.traffic import row_bytes, rows_to_a_rank, value_bytes
+from fgmoe_dist.planning.traffic import busiest, row_bytes, rows_to_a_rank, value_bytes
 
 MOMENT_BYTES = 8  # two fp32 numbers a parameter
 ALIGNMENT = 2  # elements a rank's part of a flat buffer is rounded up to (DeepSpeed's nccl_start_alignment_factor)
@@ -21,9 +22,11 @@ BUCKET = 500_000_000  # training/engine.py's: elements of the reduction buffer, 
 def memory(config: Config, counts: Counts, layout: Layout, device: str, imbalance: float = 1.0) -> dict[str, float]:
     """Bytes by use, of one rank. `config.parallel.ep_size` is the layout's.
 
-    `imbalance` is the load of the busiest rank over the mean.
+    `imbalance` is the load of the busiest rank of an expert group over the mean.
     """
     stage, width = config.parallel.zero_stage, value_bytes(config)
+    imbalance = busiest(imbalance, layout.ep_size)
+    blocks = 1 if config.train.activation_checkpointing else config.decoder.blocks
     groups = ((counts.dense_parameters, layout.world), (counts.expert_parameters // layout.ep_size, layout.copies))
     trained = sum(size for size, _ in groups)
     flat = sum(padded(size, ranks) for size, ranks in groups) if stage else trained
@@ -37,7 +40,7 @@ def memory(config: Config, counts: Counts, layout: Layout, device: str, imbalanc
         "gradient partition": 4 * own if stage else 0,
         "reduction buffers": _reduction_buffers(trained, stage, device) * width,
         "activations": _activations(config, counts),
-        "routed activations": imbalance * _routed(config, counts),
+        "routed activations": blocks * routed_bytes(config, counts, device, imbalance),
         "dispatch buffers": imbalance * _dispatch_buffers(config),
         "one operation": counts.largest_bytes,
     }
@@ -57,14 +60,6 @@ def _activations(config: Config, counts: Counts) -> float:
     if not config.train.activation_checkpointing:
         return counts.saved_bytes
     return counts.saved_bytes - counts.block_saved_bytes * (1 - 1 / config.decoder.blocks)
-
-
-def _routed(config: Config, counts: Counts) -> float:
-    """What the experts keep of the rows that came: features, gates, indices; what a kernel adds is not counted."""
-    rows = rows_to_a_rank(config) * config.parallel.ep_size
-    routers = len(config.tasks) * counts.tokens * config.experts.routed * 4 * 2  # logits and scores, fp32
-    blocks = 1 if config.train.activation_checkpointing else config.decoder.blocks
-    return blocks * (rows * row_bytes(config)["out"] + routers)
 
 
 def _dispatch_buffers(config: Config) -> float:

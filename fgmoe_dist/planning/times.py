@@ -16,7 +16,7 @@ from fgmoe_dist.config import Config
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.layout import Layout, Spread
 from fgmoe_dist.planning.machine import Compute, Link, Links, Machine
-from fgmoe_dist.planning.traffic import accumulation, row_bytes, rows_to_a_rank, value_bytes
+from fgmoe_dist.planning.traffic import accumulation, busiest, row_bytes, rows_to_a_rank, value_bytes
 
 STAGES = ("data", "encoder", "forward", "backward", "update")
 ROW_PASSES = 3  # a row is gathered, packed and unpacked, or unpacked, packed and added up
@@ -36,7 +36,7 @@ def predict(config: Config, counts: Counts, layout: Layout, machine: Machine, im
 
     `machine` has been measured in the precisions of `config` and has the links that `layout` needs (`check_machine`).
     """
-    model = _StepModel(config, counts, layout, machine, imbalance)
+    model = _StepModel(config, counts, layout, machine, busiest(imbalance, layout.ep_size))
     micro_batches = accumulation(config, layout.world)
     parts = [
         *model.dense(micro_batches),

@@ -58,6 +58,11 @@ def rows_to_a_rank(config: Config) -> float:
     return tokens * (1 - missed_chance(config.experts, config.parallel.ep_size))
 
 
+def busiest(imbalance: float, ep_size: int) -> float:
+    """`imbalance`, the load of the busiest rank over the mean, as far as `ep_size` ranks can have it."""
+    return min(imbalance, ep_size)
+
+
 def row_bytes(config: Config) -> dict[str, int]:
     """Bytes of a token in each of the four exchanges of a block and micro-batch.
 

@@ -47,7 +47,12 @@ def test_every_use_by_hand():
     assert found["activations"] == 1000 and found["one operation"] == 50
     # A token misses a rank's 2 of 4 experts with both its choices once in 6; 12 tokens go to 2 ranks.
     rows = 12 * 2 * 5 / 6
-    assert found["routed activations"] == pytest.approx(2 * (rows * (8 * 4 + 2 * 8) + 2 * 6 * 4 * 4 * 2))
+    routers = 12 * (2 * 4 * 4 + 2 * 8)  # logits and scores of 4 experts, 2 choices
+    dispatch = rows * (2 * 8 + 2)
+    kernel = rows * (8 * 4 + 2 * 4) + 24 * (
+        4 * 4 + 4 + 17
+    )  # features and gates; 4 hidden units, gate and places a slot
+    assert found["routed activations"] == pytest.approx(2 * (routers + dispatch + kernel))
     assert found["dispatch buffers"] == pytest.approx(2 * rows / 2 * (8 * 4 + 2 * 8))  # its own rows do not travel
 
 
@@ -77,9 +82,18 @@ def test_checkpointing_keeps_one_block_at_a_time():
 
 
 def test_imbalance_is_paid_by_the_rows():
-    even, uneven = (memory(tiny(), counts(), Layout(1, 1, 1), "cpu", imbalance=x) for x in (1.0, 2.5))
-    assert uneven["routed activations"] == pytest.approx(2.5 * even["routed activations"])
+    def found(ep_size, imbalance):
+        config = tiny(parallel={"ep_size": ep_size})
+        return memory(config, counts(), Layout(1, 4, ep_size), "cpu", imbalance)
+
+    even, uneven = found(4, 1.0), found(4, 2.5)
+    rows = 12 * 4 / 2  # a token's 2 of 4 experts lie on 2 of the 4 ranks
+    own = 2 * 12 * (2 * 4 * 4 + 2 * 8) + 2 * rows * (2 * 8 + 2)  # its routers' and what it sends, however busy it is
+    assert uneven["routed activations"] - own == pytest.approx(2.5 * (even["routed activations"] - own))
+    assert uneven["dispatch buffers"] == pytest.approx(2.5 * even["dispatch buffers"])
     assert uneven["activations"] == even["activations"]
+    assert found(1, 2.5) == found(1, 1.0), "alone with all experts a rank has the mean"
+    assert found(2, 99.0) == found(2, 2.0), "no rank has more than all"
 
 
 def engine_bytes(config) -> dict[str, int]:

@@ -51,7 +51,8 @@ def test_routed_experts_by_hand():
     experts, router = slots * 4 * 8 * 4 / 1e12, 2 * scores * 8 / 1e12 + 3 * scores / 1e9
     assert found["routed experts", "forward"] == pytest.approx(blocks * (experts + router))
     assert found["routed experts", "backward"] == pytest.approx(blocks * (2 * experts + 2 * router))
-    busy = parts(tiny(train={"batch_size": 1}), Layout(1, 1, 1), imbalance=3.0)
+    assert parts(tiny(train={"batch_size": 1}), Layout(1, 1, 1), imbalance=3.0) == found, "there is no other rank"
+    busy = parts(tiny(parallel={"ep_size": 4}), Layout(1, 4, 4), imbalance=3.0)
     assert busy["routed experts", "forward"] == pytest.approx(blocks * (3 * experts + router))
 
 

@@ -1,0 +1,69 @@
+"""Bytes that a block's routed experts keep from the forward pass for the backward pass.
+
+Their shapes depend on values and on other ranks, so `trace` cannot see them: this is arithmetic on what the routers,
+the dispatch and each kernel save.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fgmoe_dist.config import Config
+from fgmoe_dist.planning.counts import Counts
+from fgmoe_dist.planning.traffic import GATE_BYTES, INDEX_BYTES, rows_to_a_rank, value_bytes
+
+LONG = 8  # bytes of an index as torch sorts and gathers by it
+
+
+class Kept(NamedTuple):
+    """What one kernel keeps, in bytes, without the experts' weights."""
+
+    features: float  # of a row
+    row: float  # beside its features
+    slot: float
+    empty_too: bool  # also of slots whose expert lives elsewhere
+
+
+def kernel_keeps(kernel: str, channels: int, hidden: int, top_k: int, width: int) -> Kept:
+    """`hidden` is a fine expert's, `width` the bytes of a feature. What each saves is in experts/kernels/."""
+    # Autograd keeps a slot's features in and out of the experts and out of the gate, and its hidden units twice.
+    plain = width * (3 * channels + 2 * hidden + 1)
+    return {
+        "reference": Kept(0, 0, plain + 2 * LONG, False),
+        "grouped": Kept(0, 0, plain + 3 * LONG + 1, True),
+        "cpu": Kept(channels * width, top_k * GATE_BYTES, width * (hidden + 1) + 2 * LONG + 1, False),
+        "triton": Kept(channels * width, top_k * (GATE_BYTES + INDEX_BYTES), width * hidden + LONG, True),
+    }[kernel]
+
+
+def planned_kernel(config: Config, device: str) -> str:
+    """What `experts.kernel` stands for on that device: the rule of kernels/__init__.py, without torch."""
+    kernel, width = config.experts.kernel, value_bytes(config)
+    if kernel != "auto":
+        return kernel
+    if device == "cpu":
+        return "cpu"
+    aligned = all(size * width % 16 == 0 for size in (config.decoder.channels, config.experts.fine_hidden))
+    return "grouped" if config.train.precision == "bf16" and aligned else "reference"
+
+
+def routed_bytes(config: Config, counts: Counts, device: str, imbalance: float) -> float:
+    """Of one block and micro-batch on the busiest rank, whose experts get `imbalance` times the mean of slots."""
+    experts, ep_size, width = config.experts, config.parallel.ep_size, value_bytes(config)
+    channels, top_k = config.decoder.channels, experts.top_k
+    keeps = kernel_keeps(planned_kernel(config, device), channels, experts.fine_hidden, top_k, width)
+    tokens, rows = len(config.tasks) * counts.tokens, rows_to_a_rank(config) * ep_size
+    slots = (rows if keeps.empty_too else tokens) * top_k
+    # Where nothing is dispatched rows are the tokens themselves, which shared experts keep too, or routers in fp32.
+    others = ep_size == 1 and (experts.shared or width == 4)
+    came = rows * (keeps.row + (0 if others else keeps.features)) + slots * keeps.slot
+    sent = rows * (2 * LONG + top_k) if ep_size > 1 else 0  # which token a row is, which of its slots count
+    return _router_bytes(config, tokens) + sent + imbalance * came
+
+
+def _router_bytes(config: Config, tokens: int) -> float:
+    """Logits, scores and choices, and the tokens they are of: in fp32, whatever the features are."""
+    experts = config.experts
+    counted = experts.shared and value_bytes(config) == 4  # then they are what shared experts keep
+    features = 0 if counted else 4 * config.decoder.channels
+    return tokens * (8 * experts.routed + LONG * experts.top_k + features)
