@@ -2,7 +2,7 @@
 
     machine     what was measured of a machine, and what it predicts for one operation
     trace       what one micro-batch computes and keeps, counted on tensors without data
-    memory, traffic, times    of one rank, arithmetic alone
+    memory, kept, traffic, times    of one rank, arithmetic alone
     search      the layouts that are possible, and the best
     measure_*, bench_*        the figures behind it, and how far predictions are off
 

@@ -79,10 +79,10 @@ def measure_layouts(
     from fgmoe_dist.planning.spawn import on_ranks
     from fgmoe_dist.planning.trace import count
 
+    configs = [step_config(config, *layout) for layout in layouts]  # mistakes before minutes of measuring
     counts = count(config) if machine else None
     found = []
-    for ranks, ep_size in layouts:
-        one = step_config(config, ranks, ep_size)
+    for (ranks, ep_size), one in zip(layouts, configs):
         entry = {"ranks": ranks, "ep_size": ep_size, "measured": on_ranks(ranks, measure_step, one, steps, synthetic)}
         if machine:
             entry["predicted"] = _predict(one, counts, ranks, machine, synthetic)
@@ -93,10 +93,11 @@ def measure_layouts(
 
 
 def step_config(config: Any, ranks: int, ep_size: int) -> Any:
-    """`config` with one micro-batch a rank and step."""
-    train = config.train.model_copy(update={"batch_size": config.train.micro_batch_size * ranks})
-    parallel = config.parallel.model_copy(update={"ep_size": ep_size})
-    return config.model_copy(update={"train": train, "parallel": parallel})
+    """`config` with one micro-batch a rank and step. UserError where it does not allow that ep_size."""
+    from fgmoe_dist.planning.search import changed
+
+    batch_size = config.train.micro_batch_size * ranks
+    return changed(config, train={"batch_size": batch_size}, parallel={"ep_size": ep_size})
 
 
 def _predict(config: Any, counts: Any, ranks: int, machine: Any, synthetic: bool) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Any, Callable, Iterator, Optional
 
-from fgmoe_dist.config import Config, check_world
+from fgmoe_dist.config import Config, build_config, check_world
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.layout import Layout
@@ -48,6 +48,7 @@ class Plan:
     chosen: Candidate
     why: str
     limit_bytes: Optional[float]  # of memory a rank; None: unknown
+    left_out: dict[int, str]  # by ep_size that ranks and experts would allow: why the configuration does not
 
 
 def make_plan(
@@ -65,21 +66,29 @@ def make_plan(
     Times need a `machine`; `memory_bytes`, a rank's, are its unless given. `count` (`trace.count`) takes seconds, so
     mistakes come before it. UserError where nothing is possible or fits.
     """
-    sizes = ep_sizes(config, nodes, gpus, ep_size)
+    _, left_out = ep_sizes(config, nodes, gpus, ep_size)
     if machine is not None:
         check_machine(machine, config, nodes, gpus)
-    counts = count(config)
     limit = memory_bytes or (machine.memory_a_rank(gpus) if machine else None)
-    candidates = [_cost(config, counts, Layout(nodes, gpus, size), machine, limit, imbalance) for size in sizes]
+
+    def costs(config: Config, counts: Counts) -> list[Candidate]:
+        sizes, _ = ep_sizes(config, nodes, gpus, ep_size)
+        return [_cost(config, counts, Layout(nodes, gpus, size), machine, limit, imbalance) for size in sizes]
+
+    counts = count(config)
+    candidates = costs(config, counts)
     fitting = [candidate for candidate in candidates if candidate.fits]
     if not fitting:
-        raise UserError(_nothing_fits(candidates, limit))
-    chosen, why = _choose(fitting, len(candidates))
-    return Plan(candidates, chosen, why, limit)
+        raise UserError(f"{_nothing_fits(candidates, limit)}; {_cure(config, counts, count, costs)}")
+    chosen, why = _choose(fitting, len(candidates), ep_size is not None)
+    return Plan(candidates, chosen, why, limit, left_out)
 
 
-def ep_sizes(config: Config, nodes: int, gpus: int, wanted: Optional[int] = None) -> list[int]:
-    """The ep_sizes that `nodes` x `gpus` ranks and the experts allow. UserError if `wanted` is not among them."""
+def ep_sizes(config: Config, nodes: int, gpus: int, wanted: Optional[int] = None) -> tuple[list[int], dict[int, str]]:
+    """The ep_sizes that `nodes` x `gpus` ranks and the experts allow; those that only other settings forbid, and why.
+
+    UserError if `wanted` is not among the first.
+    """
     for option, value in (("--nodes", nodes), ("--gpus-per-node", gpus)):
         if value < 1:
             raise UserError(f"{option} {value}: must be 1 or more")
@@ -88,21 +97,33 @@ def ep_sizes(config: Config, nodes: int, gpus: int, wanted: Optional[int] = None
             f"experts.backend={config.experts.backend}: only the fused backend can be planned;"
             f" add --set experts.backend=fused"
         )
-    world, routed, groups = nodes * gpus, config.experts.routed, config.experts.groups
-    check_world(with_ep_size(config, 1), world)
-    possible = [
-        size for size in range(1, min(world, routed) + 1)
-        if world % size == 0 and routed % size == 0 and (not groups or groups % size == 0)
-    ]  # fmt: skip
+    world, routed, possible, left_out = nodes * gpus, config.experts.routed, [], {}
+    check_world(changed(config, parallel={"ep_size": 1}), world)
+    for size in range(1, min(world, routed) + 1):
+        if world % size == 0 and routed % size == 0:
+            try:
+                changed(config, parallel={"ep_size": size})
+                possible.append(size)
+            except UserError as error:
+                left_out[size] = str(error)
     if wanted is None:
-        return possible
+        return possible, left_out
+    if wanted in left_out:
+        raise UserError(f"--ep-size {wanted}: {left_out[wanted]}")
     if wanted not in possible:
-        among = f" and the {groups} groups (experts.groups)" if groups else ""
         raise UserError(
             f"--ep-size {wanted}: must divide the {world} ranks and the {routed} routed experts a task"
-            f" (experts.count x split){among}; possible: {', '.join(map(str, possible))}"
+            f" (experts.count x split); possible: {', '.join(map(str, possible))}"
         )
-    return [wanted]
+    return [wanted], {}
+
+
+def changed(config: Config, **sections: dict[str, Any]) -> Config:
+    """`config` with other values, checked anew: `changed(config, parallel={"ep_size": 2})`. UserError."""
+    values = config.model_dump()
+    for section, entries in sections.items():
+        values[section].update(entries)
+    return build_config(values)
 
 
 def check_machine(machine: Machine, config: Config, nodes: int, gpus: int) -> None:
@@ -121,14 +142,10 @@ def check_machine(machine: Machine, config: Config, nodes: int, gpus: int) -> No
         )
 
 
-def with_ep_size(config: Config, ep_size: int) -> Config:
-    return config.model_copy(update={"parallel": config.parallel.model_copy(update={"ep_size": ep_size})})
-
-
 def _cost(
     config: Config, counts: Counts, layout: Layout, machine: Optional[Machine], limit: Optional[float], imbalance: float
 ) -> Candidate:
-    config, device = with_ep_size(config, layout.ep_size), machine.device if machine else "cuda"
+    config, device = changed(config, parallel={"ep_size": layout.ep_size}), machine.device if machine else "cuda"
     base = {"libraries": machine.base_bytes} if machine else {}
     needed = {**base, **memory(config, counts, layout, device, imbalance)}
     parts = predict(config, counts, layout, machine, imbalance) if machine else None
@@ -136,9 +153,9 @@ def _cost(
     return Candidate(layout, needed, traffic(config, counts, layout), parts, fits)
 
 
-def _choose(fitting: list[Candidate], of: int) -> tuple[Candidate, str]:
+def _choose(fitting: list[Candidate], of: int, asked: bool) -> tuple[Candidate, str]:
     if of == 1:
-        return fitting[0], "the one asked for"
+        return fitting[0], "the one asked for" if asked else "the only one possible"
     if fitting[0].parts is None:
         least = "the least traffic" if len(fitting) == of else f"the least traffic of the {len(fitting)} that fit"
         chosen = min(fitting, key=lambda candidate: [sum(getattr(s, way) for s in candidate.traffic) for way in LINKS])
@@ -152,21 +169,54 @@ def _choose(fitting: list[Candidate], of: int) -> tuple[Candidate, str]:
 
 
 def _nothing_fits(candidates: list[Candidate], limit: float) -> str:
-    least = min(candidates, key=lambda candidate: candidate.memory_bytes)
+    least = _least(candidates)
     use, size = max(least.memory.items(), key=lambda item: item[1])
-    cures = {
-        "activations": "lower train.micro_batch_size or raise decoder.stride",
-        "routed activations": "lower train.micro_batch_size, or set train.activation_checkpointing=true",
-        "one operation": "lower train.micro_batch_size",
-        "dispatch buffers": "lower train.micro_batch_size",
-        "encoder": "set encoder.precision=bf16 or take a smaller encoder.name",
-        "reduction buffers": "set parallel.zero_stage=0",
-    }
-    cure = cures.get(use, "take more GPUs, parallel.zero_stage=1 or 2, or fewer experts")
     return (
         f"no ep_size fits into {_gib(limit)} a rank: the least, ep_size={least.ep_size}, needs"
-        f" {_gib(least.memory_bytes)}, of which {use} {_gib(size)}; {cure}"
+        f" {_gib(least.memory_bytes)}, of which {use} {_gib(size)}"
     )
+
+
+def _least(candidates: list[Candidate]) -> Candidate:
+    return min(candidates, key=lambda candidate: candidate.memory_bytes)
+
+
+def _cure(
+    config: Config, counts: Counts, count: Callable[[Config], Counts], costs: Callable[..., list[Candidate]]
+) -> str:
+    """The first change of the settings with which something fits."""
+    for change in _changes(config):
+        try:
+            other = changed(config, **change)
+        except UserError:
+            continue
+        recount = "encoder" in change or "micro_batch_size" in change.get("train", {})
+        least = _least(costs(other, count(other) if recount else counts))
+        if least.fits:
+            told = " ".join(
+                f"{s}.{key}={str(v).lower()}" for s, entries in change.items() for key, v in entries.items()
+            )
+            return f"set {told}: ep_size={least.ep_size} then needs {_gib(least.memory_bytes)}"
+    return (
+        "neither ZeRO nor activation checkpointing, one image a micro-batch or a bf16 encoder is enough: take a"
+        " smaller encoder.name, a larger decoder.stride, or ranks with more memory"
+    )
+
+
+def _changes(config: Config) -> Iterator[dict[str, dict[str, Any]]]:
+    """Settings to try, those first that cost least; what they say already is passed over."""
+    train = config.train
+    for stage in {0, 1, 2} - {config.parallel.zero_stage}:
+        yield {"parallel": {"zero_stage": stage}}
+    save = {} if train.activation_checkpointing else {"activation_checkpointing": True}
+    if save:
+        yield {"train": save}
+    if config.encoder_precision == "fp32":
+        yield {"encoder": {"precision": "bf16"}}
+    smaller = [size for size in range(train.micro_batch_size - 1, 0, -1) if train.micro_batch_size % size == 0]
+    yield from ({"train": {"micro_batch_size": size}} for size in smaller)
+    if save:
+        yield from ({"train": {**save, "micro_batch_size": size}} for size in smaller)
 
 
 def _gib(size: float) -> str:

@@ -7,11 +7,14 @@ machine, which `fgmoe bench machine --json FILE` measures. Routing is taken to b
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Optional
 
 from fgmoe_dist.errors import UserError
+
+LATENCY_US = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--internode-gbps", type=float, metavar="B", help="gigabits a second of each rank between nodes, assumed"
     )
     parser.add_argument(
-        "--internode-latency-us", type=float, default=10, metavar="U", help="of a message there, assumed (default 10)"
+        "--internode-latency-us", type=float, metavar="U", help=f"of a message there, assumed (default {LATENCY_US})"
     )
     parser.add_argument(
-        "--imbalance", type=float, default=1.0, metavar="X", help="tokens of the busiest rank over the mean (default 1)"
-    )
+        "--imbalance", type=float, default=1.0, metavar="X",
+        help="routed slots of a group's busiest rank over the mean, a run's experts/rank_imbalance (default 1)",
+    )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
     )  # fmt: skip
@@ -42,11 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.planning.search import make_plan
 
     config = load_config(args.config, args.set)
-    for option in ("memory_gib", "internode_gbps", "internode_latency_us"):
-        if (value := getattr(args, option)) is not None and value <= 0:
-            raise UserError(f"--{option.replace('_', '-')} {value:g}: must be above 0")
-    if args.imbalance < 1:
-        raise UserError(f"--imbalance {args.imbalance:g}: the busiest rank has at least the mean; give 1 or more")
+    _check(args)
     machine = _machine(args)
     plan = make_plan(
         config, _count, args.nodes, args.gpus_per_node, args.ep_size, machine,
@@ -55,6 +55,21 @@ def run(args: argparse.Namespace) -> None:
     _print(config, plan, machine)
     if args.json:
         write_json(args.json, _figures(args, plan, machine))
+
+
+def _check(args: argparse.Namespace) -> None:
+    for option in ("memory_gib", "internode_gbps", "internode_latency_us"):
+        value = getattr(args, option)
+        if value is not None and not 0 < value < math.inf:  # nor NaN
+            raise UserError(f"--{option.replace('_', '-')} {value:g}: must be above 0 and finite")
+    if not 1 <= args.imbalance < math.inf:
+        raise UserError(f"--imbalance {args.imbalance:g}: the busiest rank has at least the mean; give 1 or more")
+    for option, value, other, missing in (
+        ("--internode-gbps", args.internode_gbps, "--machine", args.machine is None),
+        ("--internode-latency-us", args.internode_latency_us, "--internode-gbps", args.internode_gbps is None),
+    ):
+        if value is not None and missing:
+            raise UserError(f"{option} {value:g}: says nothing without {other}; give that too, or leave it out")
 
 
 def _count(config: Any) -> Any:
@@ -74,7 +89,7 @@ def _machine(args: argparse.Namespace) -> Optional[Any]:
     machine = read_machine(args.machine)
     if args.internode_gbps is None:
         return machine
-    link = Link(args.internode_latency_us * 1e-6, args.internode_gbps * 1e9 / 8)
+    link = Link((args.internode_latency_us or LATENCY_US) * 1e-6, args.internode_gbps * 1e9 / 8)
     return replace(machine, internode=Links(link, link), internode_source="assumed")
 
 
@@ -94,6 +109,8 @@ def _print(config: Any, plan: Any, machine: Optional[Any]) -> None:
         source = f"; links between nodes {machine.internode_source}" if layout.nodes > 1 else ""
         console.print(f"seconds as on {machine.name}{source}")
     console.print(_candidates(plan))
+    for ep_size, reason in plan.left_out.items():
+        console.print(f"left out: ep_size={ep_size}, {reason}")
     console.print(f"best: ep_size={plan.chosen.ep_size}, {plan.why}\n")
     console.print(_details(plan.chosen))
 
@@ -151,6 +168,7 @@ def _figures(args: argparse.Namespace, plan: Any, machine: Optional[Any]) -> dic
         "memory_limit_bytes": plan.limit_bytes,
         "best_ep_size": plan.chosen.ep_size,
         "why": plan.why,
+        "left_out": {str(ep_size): reason for ep_size, reason in plan.left_out.items()},
         "candidates": [
             {
                 "ep_size": candidate.ep_size,

@@ -65,6 +65,14 @@ def test_a_step_of_the_bench_is_one_micro_batch_a_rank():
     assert (config.train.batch_size, config.train.micro_batch_size, config.parallel.ep_size) == (4, 1, 2)
 
 
+def test_a_step_that_the_configuration_forbids_is_refused():
+    limited = {**SETTINGS["experts"], "count": 2, "split": 4, "top_k": 3, "max_ranks_per_token": 1}
+    config = build_config({**SETTINGS, "experts": limited})
+    assert bench_step.step_config(config, 2, 2).expert_groups == 2
+    with pytest.raises(UserError, match="leaves a token 2 of the 8 routed experts"):
+        bench_step.step_config(config, 4, 4)
+
+
 def test_layouts_of_a_step():
     assert bench_step.step_layouts([4, 1, 2], 8) == [(1, 1), (2, 1), (2, 2), (4, 1), (4, 4)]
     assert bench_step.step_layouts([2, 4], 8, [1, 4]) == [(2, 1), (4, 1), (4, 4)]

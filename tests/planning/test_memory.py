@@ -49,9 +49,7 @@ def test_every_use_by_hand():
     rows = 12 * 2 * 5 / 6
     routers = 12 * (2 * 4 * 4 + 2 * 8)  # logits and scores of 4 experts, 2 choices
     dispatch = rows * (2 * 8 + 2)
-    kernel = rows * (8 * 4 + 2 * 4) + 24 * (
-        4 * 4 + 4 + 17
-    )  # features and gates; 4 hidden units, gate and places a slot
+    kernel = rows * (8 * 4 + 2 * 4) + 24 * (4 * 4 + 4 + 17)  # features and gates; a slot's 4 hidden units, gate, places
     assert found["routed activations"] == pytest.approx(2 * (routers + dispatch + kernel))
     assert found["dispatch buffers"] == pytest.approx(2 * rows / 2 * (8 * 4 + 2 * 8))  # its own rows do not travel
 

@@ -34,8 +34,25 @@ def plan(nodes, gpus, ep_size=None, machine=None, config=None, **options):
 
 def test_candidates_divide_ranks_and_experts():
     config = configuration(24, {"count": 3, "split": 4, "hidden": 64})  # 12 experts a task
-    assert ep_sizes(config, 4, 6) == [1, 2, 3, 4, 6, 12]
-    assert ep_sizes(configuration(8, {"groups": 4}), 1, 8) == [1, 2, 4]
+    assert ep_sizes(config, 4, 6) == ([1, 2, 3, 4, 6, 12], {})
+
+
+def test_what_the_settings_forbid_is_left_out_and_why():
+    possible, left_out = ep_sizes(configuration(8, {"groups": 4}), 1, 8)  # of 16 experts a task
+    assert possible == [1, 2, 4] and "experts.groups=4 is not a multiple of parallel.ep_size=8" in left_out[8]
+    found = plan(1, 8, config=configuration(8, {"max_ranks_per_token": 1, "top_k": 4}))
+    assert [one.ep_size for one in found.candidates] == [1, 2, 4] and list(found.left_out) == [8]
+    assert "leaves a token 2 of the 16 routed experts" in found.left_out[8]
+
+
+@pytest.mark.parametrize("limit", [{"max_ranks_per_token": 2, "top_k": 2}, {"device_balance_weight": 0.05}])
+def test_groups_are_the_ranks_of_each_candidate(limit):
+    assert [one.ep_size for one in plan(1, 4, config=configuration(4, limit)).candidates] == [1, 2, 4]
+
+
+def test_the_one_asked_for_is_one_that_was_asked_for():
+    assert plan(1, 1).why == "the only one possible"
+    assert plan(1, 1, ep_size=1).why == plan(1, 4, ep_size=2).why == "the one asked for"
 
 
 def test_memory_of_the_routed_experts_falls_as_1_over_ep_size():
@@ -101,12 +118,34 @@ def test_more_imbalance_is_never_cheaper():
         (dict(nodes=2, gpus=2, machine=machine(internode=None)), "--internode-gbps"),
         (dict(nodes=1, gpus=2, machine=machine(links={})), "one rank a node"),
         (dict(nodes=1, gpus=2, memory_bytes=1e6), "no ep_size fits into 0.00 GiB a rank: the least, ep_size="),
+        (dict(nodes=1, gpus=4, ep_size=4, config=configuration(4, {"groups": 2})), "--ep-size 4: experts.groups=2"),
     ],
 )
 def test_mistakes_are_told_in_one_line_with_the_cure(arguments, told):
     with pytest.raises(UserError, match=told) as raised:
         plan(**arguments)
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_advised_where_nothing_fits_does_fit():
+    """By the plan's own arithmetic: a limit at which one change and no cheaper one is enough."""
+
+    def advised(limit, config):
+        with pytest.raises(UserError, match="no ep_size fits") as raised:
+            plan(1, 1, config=config, memory_bytes=limit)
+        return str(raised.value).partition("; ")[2]
+
+    def needed(config):
+        return plan(1, 1, config=config).chosen.memory_bytes
+
+    first = needed(configuration(4, micro_batch_size=4))
+    plain = needed(configuration(4, micro_batch_size=4, parallel={"zero_stage": 0}))
+    assert plain < first, "alone, ZeRO only costs"
+    told = advised(plain, configuration(4, micro_batch_size=4))
+    assert told == f"set parallel.zero_stage=0: ep_size=1 then needs {plain / 2**30:.2f} GiB"
+    bf16 = configuration(4, micro_batch_size=4, precision="bf16")
+    assert "zero_stage=0" not in advised(needed(bf16) - 1, bf16), "which bf16 forbids"
+    assert advised(1e5, bf16).startswith("neither ZeRO nor")
 
 
 def test_a_precision_that_was_not_measured_is_told():

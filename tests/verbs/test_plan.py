@@ -53,6 +53,13 @@ def test_with_a_machine_the_parts_of_a_step_add_up(plan, tmp_path):
     assert one["fits"] and figures["best_ep_size"] == 4 and figures["why"] == "the one asked for"
 
 
+def test_what_a_limit_leaves_out_is_said(plan):
+    limit = ("--set", "experts.max_ranks_per_token=1", "--set", "experts.top_k=2")
+    printed, figures = plan("--gpus-per-node", "8", "--set", "train.batch_size=8", *limit)
+    assert [one["ep_size"] for one in figures["candidates"]] == [1, 2, 4]
+    assert "left out: ep_size=8, experts.max_ranks_per_token=1" in printed and list(figures["left_out"]) == ["8"]
+
+
 def test_thousands_of_gpus(plan):
     _, figures = plan("--nodes", "1024", "--gpus-per-node", "8", "--set", "train.batch_size=8192")
     assert [one["ep_size"] for one in figures["candidates"]] == [1, 2, 4, 8]
@@ -64,6 +71,10 @@ def test_thousands_of_gpus(plan):
         (["--memory-gib", "-1"], "--memory-gib -1: must be above 0"),
         (["--internode-gbps", "0"], "--internode-gbps 0: must be above 0"),
         (["--imbalance", "0.5"], "--imbalance 0.5"),
+        (["--imbalance", "nan"], "--imbalance nan"),
+        (["--memory-gib", "nan"], "--memory-gib nan: must be above 0"),
+        (["--internode-gbps", "100"], "--internode-gbps 100: says nothing without --machine"),
+        (["--internode-latency-us", "5"], "--internode-latency-us 5: says nothing without --internode-gbps"),
         (["--machine", "/nowhere.json"], "fgmoe bench machine"),
         (["--gpus-per-node", "4", "--ep-size", "3"], "possible: 1, 2, 4"),
         (["--gpus-per-node", "3"], "train.batch_size=4 is not a multiple"),
