@@ -61,7 +61,8 @@ class RoutedExperts(MoE):
         self.expert_group_name = f"ep_size_{ep_size}"
         self.enable_expert_tensor_parallelism = False
         self.use_residual = False
-        if dist.is_initialized():
+        # Whole copies get theirs from the engine: building a model that only predicts is no collective.
+        if ep_size > 1 and dist.is_initialized():
             self._create_process_groups()
 
     def _create_process_groups(self, use_data_before_expert_parallel_: bool = False) -> None:
@@ -255,6 +256,7 @@ class FairscaleExperts(StockExperts):
     def _create_layer(self, task: int) -> nn.Module:
         from fairscale.nn.moe import MOELayer, Top2Gate
 
+        self._create_process_groups()  # it asks for its group at once, whole or not
         experts = nn.ModuleList(self._fine_expert(*place) for place in self.local_experts(task))
         gate = Top2Gate(self.channels, self.num_experts)
         gate.register_forward_hook(_note_kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from fgmoe_dist.errors import UserError
 from fgmoe_dist.models.fgmoe import FGMoE
 
 
@@ -22,14 +24,15 @@ class Difference(NamedTuple):
 
     @property
     def relative(self) -> float:
-        return self.greatest / self.magnitude if self.magnitude else self.greatest
+        share = self.greatest / self.magnitude if self.magnitude else self.greatest
+        return math.inf if math.isnan(share) else share  # NaN is below no tolerance, and would be passed over by `max`
 
 
 def differences(model: FGMoE, format: str, path: Path) -> dict[str, Difference]:
     """By task, over one image and over three at a time.
 
     The images are noise, which sends neighbouring tokens to different experts. RuntimeError with what the process said
-    if the file does not run.
+    if the file does not run, UserError if there is no room for the images in the folder of temporary files.
     """
     images_B3HW = torch.randn(3, 3, *model.encoder.image_size_hw, generator=torch.Generator().manual_seed(0))
     batches = [images_B3HW[:1], images_B3HW]
@@ -49,7 +52,10 @@ def differences(model: FGMoE, format: str, path: Path) -> dict[str, Difference]:
 def _run_apart(format: str, path: Path, batches: list[np.ndarray]) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder, "batches.npz"), Path(folder, "outputs.npz")
-        np.savez(given, **{str(number): batch for number, batch in enumerate(batches)})
+        try:
+            np.savez(given, **{str(number): batch for number, batch in enumerate(batches)})
+        except OSError as error:
+            raise UserError(f"TMPDIR {folder}: cannot be written ({error}); set TMPDIR to a folder with room") from None
         command = [sys.executable, "-m", "fgmoe_dist.export.run_file", format, str(path), str(given), str(found)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

@@ -8,6 +8,7 @@ looks up each expert's rows, so that an exported model computes k experts a toke
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import warnings
 from dataclasses import asdict
@@ -27,6 +28,8 @@ from fgmoe_dist.training.checkpoint_folder import CheckpointState
 # An ONNX file is one protocol buffer, which ends at 2 GiB.
 ONNX_LIMIT_BYTES = 2**31 - 2**24
 
+Write = Callable[[Path], object]
+
 
 def about(model: FGMoE, state: CheckpointState) -> dict[str, Any]:
     """What a file says of itself, in its metadata."""
@@ -44,8 +47,6 @@ def about(model: FGMoE, state: CheckpointState) -> dict[str, Any]:
 
 def check_can_export(model: FGMoE, state: CheckpointState, format: str) -> None:
     """UserError where a format cannot hold this model, or a package is missing."""
-    if format not in WRITERS:
-        raise UserError(f"--format {format}: is none of {', '.join(WRITERS)}")
     if format != "onnx":
         return
     for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -66,10 +67,13 @@ def check_can_export(model: FGMoE, state: CheckpointState, format: str) -> None:
         )
 
 
-def write_model(model: FGMoE, state: CheckpointState, format: str, path: Path) -> None:
-    """Writes `model`, which is in fp32 on the CPU with the reference kernel, as `path` in one of `WRITERS`."""
+def convert_model(model: FGMoE, state: CheckpointState, format: str) -> Write:
+    """`model`, which is in fp32 on the CPU with the reference kernel, in one of `FORMATS`: what writes it to a path.
+
+    Apart, since that alone can fail for want of room: with OSError or SafetensorError.
+    """
     with torch.no_grad():
-        WRITERS[format](model, json.dumps(about(model, state)), path)
+        return CONVERTERS[format](model, json.dumps(about(model, state)))
 
 
 class _Predictor(nn.Module):
@@ -83,27 +87,31 @@ class _Predictor(nn.Module):
         return self.model(image).predictions
 
 
-def _write_safetensors(model: FGMoE, about: str, path: Path) -> None:
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, {ABOUT: about})
+def _to_safetensors(model: FGMoE, about: str) -> Write:
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    return lambda path: save_file(tensors, path, {ABOUT: about})
 
 
-def _write_pt2(model: FGMoE, about: str, path: Path) -> None:
-    torch.export.save(_trace(model), path, extra_files={f"{ABOUT}.json": about})
+def _to_pt2(model: FGMoE, about: str) -> Write:
+    # In memory first: where its own writer finds no room, torch aborts the whole process on closing it.
+    buffer = io.BytesIO()
+    torch.export.save(_trace(model), buffer, extra_files={f"{ABOUT}.json": about})
+    return lambda path: path.write_bytes(buffer.getbuffer())
 
 
-def _write_onnx(model: FGMoE, about: str, path: Path) -> None:
+def _to_onnx(model: FGMoE, about: str) -> Write:
     names = [task.name for task in model.tasks]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own calls
         converted = torch.onnx.export(_trace(model), input_names=["image"], output_names=names, verbose=False)
     converted.model.metadata_props[ABOUT] = about
-    converted.save(path, external_data=False)
+    return lambda path: converted.save(path, external_data=False)
 
 
-WRITERS: dict[str, Callable[[FGMoE, str, Path], None]] = {
-    "safetensors": _write_safetensors,
-    "pt2": _write_pt2,
-    "onnx": _write_onnx,
+CONVERTERS: dict[str, Callable[[FGMoE, str], Write]] = {
+    "safetensors": _to_safetensors,
+    "pt2": _to_pt2,
+    "onnx": _to_onnx,
 }
 
 

@@ -13,11 +13,16 @@ file is run in a fresh process and compared with the model; it takes its name on
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
+import sys
 import time
 from pathlib import Path
+from typing import Iterator
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.export import FORMATS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +33,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a run folder, its checkpoints folder, or one in it",
     )
-    parser.add_argument("--format", required=True, metavar="safetensors|onnx|pt2", help="what to write, see above")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="what to write, see above")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the file to write")
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=_tolerance,
         default=1e-4,
         metavar="T",
         help="greatest difference allowed, as a share of the output's greatest magnitude (default 1e-4)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was exported and the differences there")
+
+
+def _tolerance(text: str) -> float:
+    """NaN is refused: no difference is above it."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no share; give a number from 0 on, such as 1e-4")
+    return value
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
     prepare_deepspeed()
     from fgmoe_dist.export.verify import differences
-    from fgmoe_dist.export.write import check_can_export, write_model
+    from fgmoe_dist.export.write import check_can_export, convert_model
     from fgmoe_dist.training.checkpoint import load_model
 
     model, _, state = load_model(args.checkpoint, kernel="reference")
@@ -59,15 +72,16 @@ def run(args: argparse.Namespace) -> None:
     check_can_export(model, state, args.format)
     beside = args.output.with_name(f".{args.output.stem}.{os.getpid()}.{args.format}")
     started = time.perf_counter()
+    write = convert_model(model, state, args.format)
     try:
-        write_model(model, state, args.format, beside)
+        with _blaming(args.output):
+            write(beside)
         seconds = time.perf_counter() - started
         found = differences(model, args.format, beside)
         worst = max(difference.relative for difference in found.values())
         if agrees := worst <= args.tolerance:
-            os.replace(beside, args.output)
-    except OSError as error:
-        raise UserError(f"--output {args.output}: cannot be written ({error}); name another file") from None
+            with _blaming(args.output):
+                os.replace(beside, args.output)
     finally:
         beside.unlink(missing_ok=True)
     for task, difference in found.items():
@@ -78,10 +92,22 @@ def run(args: argparse.Namespace) -> None:
         _report(args, state.step, found, worst)
     if not agrees:
         print(f"error: the exported model differs by {worst:.2e} of the output, above --tolerance {args.tolerance:g};"
-              f" {args.output} was not written")  # fmt: skip
+              f" {args.output} was not written", file=sys.stderr)  # fmt: skip
         raise SystemExit(1)
     size = args.output.stat().st_size / 2**20
     print(f"{args.format} of step {state.step}, {size:.1f} MiB, in {seconds:.0f} s: {args.output}")
+
+
+@contextlib.contextmanager
+def _blaming(output: Path) -> Iterator[None]:
+    """What fails within is a matter of the disk."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"--output {output}: cannot be written ({what}); make room, or name another file") from None
 
 
 def _report(args: argparse.Namespace, step: int, found: dict, worst: float) -> None:

@@ -11,16 +11,18 @@ from safetensors.torch import save_file
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export.load import load_exported
-from fgmoe_dist.export.write import write_model
+from fgmoe_dist.export.write import convert_model
 from tests.export.models import tiny_model
+from tests.ranks import run_ranks
 from tests.runs import ROOT, environment
 
 WITHOUT_DEEPSPEED = """
 import sys, torch
 sys.modules["deepspeed"] = None
 from fgmoe_dist.export.load import load_exported
+# In a process that has joined others for a purpose of its own.
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 model, config, state = load_exported(sys.argv[1])
-torch.distributed.is_initialized() and sys.exit("a process group")
 assert not [name for name in sys.modules if name.startswith("deepspeed.")], "stand-ins are left"
 try:
     import deepspeed
@@ -32,7 +34,7 @@ except ImportError:
 
 def test_it_loads_where_deepspeed_is_not_installed(tmp_path):
     model, state = tiny_model()
-    write_model(model, state, "safetensors", tmp_path / "model.safetensors")
+    convert_model(model, state, "safetensors")(tmp_path / "model.safetensors")
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_DEEPSPEED, str(tmp_path / "model.safetensors")],
         cwd=ROOT, env=environment(), capture_output=True, text=True,
@@ -42,6 +44,24 @@ def test_it_loads_where_deepspeed_is_not_installed(tmp_path):
     assert found == state and not loaded.training
     weights = loaded.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def load_among_ranks(path) -> int:
+    """Rank 1 alone loads; that rank 0 waits elsewhere must not matter, nor DeepSpeed's groups be made for it."""
+    import torch.distributed as dist
+    from deepspeed.utils import groups
+
+    if dist.get_rank() == 1:
+        model, *_ = load_exported(path)
+        model(torch.zeros(1, 3, 112, 144))
+    dist.barrier()
+    return len(groups._get_expert_parallel_group_dict())
+
+
+def test_to_load_is_no_collective(tmp_path):
+    model, state = tiny_model()
+    convert_model(model, state, "safetensors")(tmp_path / "model.safetensors")
+    assert run_ranks(2, load_among_ranks, tmp_path / "model.safetensors", timeout=60) == [0, 0]
 
 
 @pytest.mark.parametrize("metadata", [None, {"fgmoe": "{"}, {"fgmoe": "{}"}, {"fgmoe": '{"checkpoint": {"step": 1}}'}])

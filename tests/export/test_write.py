@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.export import verify
-from fgmoe_dist.export.write import check_can_export, write_model
+from fgmoe_dist.export import FORMATS, verify
+from fgmoe_dist.export.write import CONVERTERS, check_can_export, convert_model
 from tests.export.models import TASKS, tiny_model
 
 EXPERTS = len(TASKS) * 3
@@ -31,7 +33,7 @@ def greatest(model, format, path) -> float:
 
 def test_safetensors_holds_every_weight_under_its_plain_name(tiny, tmp_path):
     model, state = tiny
-    write_model(model, state, "safetensors", tmp_path / "model.safetensors")
+    convert_model(model, state, "safetensors")(tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         about = json.loads(file.metadata()["fgmoe"])
         assert set(file.keys()) == model.state_dict().keys()
@@ -42,7 +44,7 @@ def test_safetensors_holds_every_weight_under_its_plain_name(tiny, tmp_path):
 
 def test_pt2_predicts_as_the_model(tiny, tmp_path):
     model, state = tiny
-    write_model(model, state, "pt2", tmp_path / "model.pt2")
+    convert_model(model, state, "pt2")(tmp_path / "model.pt2")
     assert greatest(model, "pt2", tmp_path / "model.pt2") < 1e-6
     extra = {"fgmoe.json": ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=extra)
@@ -60,7 +62,7 @@ OPTIONS = dict(shared_gate="joint", bias_update_rate=0.01, groups=3, max_ranks_p
 def test_onnx_predicts_as_the_model(tmp_path, experts):
     onnx = pytest.importorskip("onnx")
     model, state = tiny_model(**experts)
-    write_model(model, state, "onnx", tmp_path / "model.onnx")
+    convert_model(model, state, "onnx")(tmp_path / "model.onnx")
     assert greatest(model, "onnx", tmp_path / "model.onnx") < 1e-4
     loaded = onnx.load(tmp_path / "model.onnx")
     operators = Counter(node.op_type for node in loaded.graph.node)
@@ -71,7 +73,7 @@ def test_onnx_predicts_as_the_model(tmp_path, experts):
 @pytest.mark.slow
 def test_pt2_with_every_option(tmp_path):
     model, state = tiny_model(**OPTIONS, capacity_factor=1.2)
-    write_model(model, state, "pt2", tmp_path / "model.pt2")
+    convert_model(model, state, "pt2")(tmp_path / "model.pt2")
     assert greatest(model, "pt2", tmp_path / "model.pt2") < 1e-6
 
 
@@ -91,10 +93,32 @@ def test_a_wrong_weight_is_found(tiny, tmp_path, monkeypatch):
     assert found["depth"].relative == found["depth"].greatest / found["depth"].magnitude
 
 
+@pytest.mark.parametrize("order", [(0.0, math.nan), (math.nan, 0.0)], ids=["last", "first"])
+def test_a_nan_anywhere_is_no_agreement(tiny, tmp_path, monkeypatch, order):
+    model, _ = tiny
+
+    def run_wrong(format, path, batches):
+        predictions = [model(torch.from_numpy(batch)).predictions for batch in batches]
+        return {
+            f"{n}/{task}": p.detach().numpy() + np.float32(off)
+            for n, (found, off) in enumerate(zip(predictions, order))
+            for task, p in found.items()
+        }
+
+    monkeypatch.setattr(verify, "_run_apart", run_wrong)
+    found = verify.differences(model, "pt2", tmp_path)
+    assert all(difference.relative == math.inf for difference in found.values())
+
+
+def test_a_full_temporary_folder_is_named(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="TMPDIR .*: cannot be written .*No space left"):
+        verify.differences(tiny[0], "pt2", tmp_path)
+
+
 def test_what_cannot_be_exported_is_said_before_the_work(tiny, monkeypatch):
     model, state = tiny
-    with pytest.raises(UserError, match="--format gguf: is none of safetensors, pt2, onnx"):
-        check_can_export(model, state, "gguf")
+    assert tuple(CONVERTERS) == FORMATS
     monkeypatch.setattr("fgmoe_dist.export.write.ONNX_LIMIT_BYTES", 1000)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxscript", None)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import resource
 
 import pytest
 
@@ -44,17 +46,44 @@ def test_a_file_that_differs_is_not_kept(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verify, "differences", lambda *_: found)
     with pytest.raises(SystemExit) as ending:
         call(*tiny, "--format", "safetensors", "--output", tmp_path / "model", "--json", tmp_path / "export.json")
-    assert ending.value.code == 1 and "differs by 2.50e-01" in capsys.readouterr().out
+    assert ending.value.code == 1 and "error: the exported model differs by 2.50e-01" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
 
 
 def test_mistakes_are_one_line(tiny, tmp_path):
-    with pytest.raises(UserError, match="--format gguf: is none of"):
-        call(*tiny, "--format", "gguf", "--output", tmp_path / "model")
     with pytest.raises(UserError, match="--output .* name another file"):
         call(*tiny, "--format", "pt2", "--output", tmp_path)
     with pytest.raises(UserError, match="--output .* name another file"):
         call(*tiny, "--format", "pt2", "--output", tmp_path / "nowhere/model")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--format", "gguf"), r"invalid choice: 'gguf' \(choose from .*safetensors.*pt2.*onnx"),
+        (("--format", "pt2", "--tolerance", "nan"), "nan is no share"),
+        (("--format", "pt2", "--tolerance", "-1"), "-1 is no share"),
+    ],
+)
+def test_options_are_checked_before_anything_is_loaded(tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit) as ending:
+        call("--checkpoint", tmp_path, "--output", tmp_path / "model", *words)
+    assert ending.value.code == 2 and re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "pt2"])
+def test_a_full_disk_is_said_in_one_line(tiny, tmp_path, format):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(UserError) as error:
+            call(*tiny, "--format", format, "--output", tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value).startswith(f"--output {tmp_path / 'model'}: cannot be written") and "\n" not in str(
+        error.value
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_checkpoint_there(tmp_path):
