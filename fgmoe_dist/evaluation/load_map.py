@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,13 +17,32 @@ from PIL import Image, ImageDraw, ImageFont
 INK, FAINT, PAPER, LINE = (28, 30, 36), (110, 114, 124), (255, 255, 255), (205, 208, 214)
 HATCH = ((196, 196, 196), (226, 226, 226))
 ROW, GAP, MARGIN, TITLE, SCALE = 26, 12, 20, 30, 240  # pixels; SCALE is the length of the colour scale
-COLUMNS, FIGURE = ("entropy", "busiest", "dead", "dropped"), 80  # beside a row, each so many pixels wide
+FIGURE = 80  # pixels of each of the figures beside a row
 DOUBLINGS = 3  # the scale ends at 1/8 and 8 times the even load
 # Too little is blue, too much red, even is nearly white: matplotlib's `RdBu`, reversed, in nine steps.
 STOPS = np.array([
     (33, 102, 172), (67, 147, 195), (146, 197, 222), (209, 229, 240), (247, 247, 247),
     (253, 219, 199), (244, 165, 130), (214, 96, 77), (178, 24, 43),
 ])  # fmt: skip
+
+
+class LoadFigures(NamedTuple):
+    """How even the load of a task's experts is."""
+
+    entropy: float  # 1: even
+    busiest: float  # load of the busiest expert over the even one
+    dead: int  # experts that nobody chose
+    dropped: float  # share of the slots that found their expert full
+
+
+def load_figures(load_E: np.ndarray, dropped: float) -> LoadFigures:
+    """Of slots counted by the expert they chose, and of how many of them were dropped."""
+    slots, experts = max(load_E.sum(), 1), len(load_E)
+    share_E = load_E[load_E > 0] / slots
+    entropy = (share_E * np.log(1 / share_E)).sum() / math.log(max(2, experts))
+    return LoadFigures(
+        float(entropy), float(load_E.max() * experts / slots), int((load_E == 0).sum()), float(dropped / slots)
+    )
 
 
 def load_map(
@@ -42,12 +62,12 @@ def load_map(
     labels = max(font.getlength(name) for name in task_names) + 2 * GAP
     left, top = MARGIN + max(round(labels), round(font.getlength("block 00")) + GAP), MARGIN + 2 * TITLE
     right = left + experts * cell + GAP
-    width = max(right + len(COLUMNS) * FIGURE, left + SCALE + 3 * FIGURE) + MARGIN
+    width = max(right + len(LoadFigures._fields) * FIGURE, left + SCALE + 3 * FIGURE) + MARGIN
     foot = top + blocks * (tasks * ROW + TITLE)
     canvas = Image.new("RGB", (width, foot + 3 * TITLE), PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), f"load of the routed experts{caption and ', ' + caption}", INK, _font(19))
-    for i, title in enumerate(COLUMNS):
+    for i, title in enumerate(LoadFigures._fields):
         draw.text((right + (i + 1) * FIGURE, top - 4), title, FAINT, font, anchor="rs")
     for block in range(blocks):
         y = top + block * (tasks * ROW + TITLE)
@@ -57,7 +77,7 @@ def load_map(
             place = y + TITLE + t * ROW
             draw.text((left - GAP, place + ROW / 2), name, INK, font, anchor="rm")
             _draw_row(draw, left, place, cell, load_LTE[block, t], groups)
-            for i, text in enumerate(_figures(load_LTE[block, t], dropped_LT[block, t])):
+            for i, text in enumerate(_texts(load_figures(load_LTE[block, t], dropped_LT[block, t]))):
                 draw.text((right + (i + 1) * FIGURE, place + ROW / 2), text, INK, font, anchor="rm")
     _draw_legend(draw, left, foot + TITLE)
     if path is not None:
@@ -65,13 +85,8 @@ def load_map(
     return np.asarray(canvas)
 
 
-def _figures(load_E: np.ndarray, dropped: float) -> tuple[str, ...]:
-    """Beside a row: evenness (1 = even), the busiest expert in even loads, experts not chosen, slots dropped."""
-    share_E = load_E / max(load_E.sum(), 1)
-    chosen_E = share_E[share_E > 0]
-    entropy = -(chosen_E * np.log(chosen_E)).sum() / math.log(max(2, len(load_E)))
-    busiest, lost = share_E.max() * len(load_E), dropped / max(load_E.sum(), 1)
-    return f"{entropy:.3f}", f"{busiest:.1f}x", str((load_E == 0).sum()), f"{lost:.1%}"
+def _texts(figures: LoadFigures) -> tuple[str, ...]:
+    return f"{figures.entropy:.3f}", f"{figures.busiest:.1f}x", str(figures.dead), f"{figures.dropped:.1%}"
 
 
 def load_colours(times_even: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Optional
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from fgmoe_dist.evaluation.constant import constant_baselines
 from fgmoe_dist.evaluation.evaluate import Scores, evaluate
-from fgmoe_dist.evaluation.load_map import load_map
+from fgmoe_dist.evaluation.load_map import load_figures, load_map
 from fgmoe_dist.evaluation.table import print_scores
 from fgmoe_dist.progress import clock
 from fgmoe_dist.tasks import Task
@@ -120,24 +119,26 @@ def step_metrics(report: StepReport, losses: dict[str, float], trainer: Trainer)
             "memory_gib": _memory_gib(trainer.ranks.device),
         }
     )
+    metrics["experts/rank_imbalance"] = rank_imbalance(report.load, trainer.config.parallel.ep_size)
     return metrics | load_metrics(report.load, report.dropped, [task.name for task in trainer.tasks])
 
 
 def load_metrics(load_LTE: Tensor, dropped_LT: Tensor, task_names: list[str]) -> dict[str, float]:
-    """Per block and task: entropy of the experts' load (1 = even), share of the busiest, number of idle experts, and
-    share of the slots that were dropped because their expert was full.
-    """
+    """`LoadFigures` of each block and task."""
     metrics = {}
-    for block, (load_TE, dropped_T) in enumerate(zip(load_LTE.double().cpu(), dropped_LT.double().cpu())):
-        slots_T1 = load_TE.sum(1, keepdim=True).clamp(min=1)
-        share_TE, dropped_T = load_TE / slots_T1, dropped_T / slots_T1[:, 0]
-        entropy_T = torch.special.entr(share_TE).sum(1) / math.log(max(2, share_TE.shape[1]))
-        for t, name in enumerate(task_names):
-            metrics[f"experts/entropy/block{block}/{name}"] = entropy_T[t].item()
-            metrics[f"experts/busiest/block{block}/{name}"] = share_TE[t].max().item()
-            metrics[f"experts/dead/block{block}/{name}"] = float((load_TE[t] == 0).sum())
-            metrics[f"experts/dropped/block{block}/{name}"] = dropped_T[t].item()
+    for block, (load_TE, dropped_T) in enumerate(zip(load_LTE.double().cpu().numpy(), dropped_LT.tolist())):
+        for name, load_E, dropped in zip(task_names, load_TE, dropped_T):
+            for figure, value in load_figures(load_E, dropped)._asdict().items():
+                metrics[f"experts/{figure}/block{block}/{name}"] = float(value)
     return metrics
+
+
+def rank_imbalance(load_LTE: Tensor, ep_size: int) -> float:
+    """Slots routed to the busiest rank's share of the experts over the mean, all blocks and tasks together: what
+    `fgmoe plan --imbalance` takes. Dropped slots count.
+    """
+    load_R = load_LTE.double().unflatten(-1, (ep_size, -1)).sum((0, 1, 3))
+    return (load_R.max() / load_R.mean().clamp(min=1)).item()
 
 
 def run_score(tasks: list[Task], scores: Scores) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from fgmoe_dist.evaluation.load_map import HATCH, STOPS, load_colours, load_map
+from fgmoe_dist.evaluation.load_map import HATCH, STOPS, load_colours, load_figures, load_map
 
 TASKS = ["semseg", "depth"]
 
@@ -21,6 +22,13 @@ def test_half_and_twice_the_load_are_as_far_from_even():
     assert colours[5].tolist() == colours[6].tolist() == list(STOPS[8])
     scale = load_colours(2 ** np.linspace(-3, 3, 9))
     assert scale.tolist() == STOPS.tolist()
+
+
+def test_figures_beside_a_row():
+    even, uneven = load_figures(np.full(4, 6.0), 0), load_figures(np.array([6.0, 2, 0, 0]), 2)
+    assert even == (pytest.approx(1), 1, 0, 0)
+    assert uneven == (pytest.approx(0.8112781 / 2), 3, 2, 0.25)  # bits of (3/4, 1/4), of 2
+    assert load_figures(np.zeros(4), 0) == (0, 0, 4, 0), "nobody chose anybody"
 
 
 def test_an_even_load_is_drawn_in_the_colour_of_even_and_a_dead_expert_hatched(tmp_path):
