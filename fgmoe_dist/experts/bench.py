@@ -113,6 +113,8 @@ def _grid(args: argparse.Namespace, device: str) -> dict[str, Any]:
     grid.update({key: value for key in grid if (value := getattr(args, key)) is not None})
     for key in ("tasks", "experts", "tokens", "ranks"):
         grid[key] = sorted(set(grid[key]))
+    if "RANK" in os.environ:
+        grid["ranks"] = [int(os.environ["WORLD_SIZE"])]
     grid.update({key: getattr(args, key) for key in ("top_k", "channels", "hidden")})
     for key, value in grid.items():
         if key != "dtype" and min(value if isinstance(value, list) else [value]) < 1:
@@ -122,7 +124,19 @@ def _grid(args: argparse.Namespace, device: str) -> dict[str, Any]:
     for experts, ranks in product(grid["experts"], grid["ranks"]):
         if experts % ranks:
             raise UserError(f"--experts {experts} cannot be shared by --ranks {ranks}; give a multiple")
+    if "grouped" in args.kernels:
+        _check_alignment(grid)
     return grid
+
+
+def _check_alignment(grid: dict[str, Any]) -> None:
+    multiple = 8 if "bf16" in grid["dtype"] else 4
+    for key in ("channels", "hidden"):
+        if grid[key] % multiple:
+            raise UserError(
+                f"--{key} {grid[key]}: --kernels grouped takes rows of whole 16 bytes; give a multiple of {multiple},"
+                f" or leave grouped out"
+            )
 
 
 def _points(args: argparse.Namespace, grid: dict[str, Any], world: int) -> list[Point]:
@@ -133,7 +147,8 @@ def _points(args: argparse.Namespace, grid: dict[str, Any], world: int) -> list[
     places = list(product(grid["dtype"], grid["tasks"], grid["tokens"], grid["experts"]))
     points = [Point(dtype, t, e, n, grid["top_k"], **same) for dtype, t, n, e in places]
     if not args.no_fairscale and "fp32" in grid["dtype"]:  # its products mix fp32 with what it is given
-        pairs = [(t, n, e) for dtype, t, n, e in places if dtype == "fp32" and t == grid["tasks"][0]]
+        first = grid["tasks"][0]
+        pairs = [(t, n, e) for dtype, t, n, e in places if dtype == "fp32" and t == first and e >= 2]
         points += [Point("fp32", t, e, n, 2, **same, fairscale=True) for t, n, e in pairs if n <= FAIRSCALE_TOKENS]
     return points
 
@@ -163,7 +178,7 @@ def summary(points: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _flatness(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Seconds with the most experts a task over those with the fewest, all else equal."""
-    keys = ("ranks", "dtype", "tasks", "tokens", "top_k")
+    keys = ("ranks", "dtype", "tasks", "tokens", "top_k", "fairscale")
     series: dict[tuple, dict[int, dict]] = {}
     for point in points:
         series.setdefault(tuple(point[key] for key in keys), {})[point["experts"]] = point["seconds"]
@@ -196,7 +211,7 @@ def _memory(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _replicas(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Seconds of expert parallelism over those of replicas with the same ranks: above 1 it does not pay in time."""
-    keys = ("ranks", "dtype", "tasks", "experts", "tokens", "top_k")
+    keys = ("ranks", "dtype", "tasks", "experts", "tokens", "top_k", "fairscale")
     found = []
     for point in points:
         seconds = point["seconds"]
@@ -237,6 +252,7 @@ def _print(figures: dict[str, Any]) -> None:
     for flat in figures["flatness"]:
         place = (
             f"{flat['ranks']} rank(s), {flat['dtype']}, T {flat['tasks']}, {flat['tokens']} tokens, k {flat['top_k']}"
+            + (", beside fairscale" if flat["fairscale"] else "")
         )
         ratios = ", ".join(f"{_heading(name)} {ratio:.2f}" for name, ratio in flat["ratio"].items())
         print(f"{place}: from {flat['from']} to {flat['to']} experts seconds times {ratios}")

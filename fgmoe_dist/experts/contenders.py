@@ -23,10 +23,10 @@ from fgmoe_dist.config import Experts
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.kernels import KERNELS, choose_kernel
 from fgmoe_dist.experts.layer import FusedExperts, MoE, RoutedExperts, StockExperts, create_routed_experts
+from fgmoe_dist.models.fgmoe import PRECISIONS
 from fgmoe_dist.progress import track
 from fgmoe_dist.ranks import Ranks
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # How far two layers' outputs and gradients may be apart, relative to their norm.
 AGREEMENT = {"fp32": 1e-4, "bf16": 3e-2}
 WARM_ROUNDS = 2
@@ -78,7 +78,7 @@ def measure_points(ranks: Ranks, points: list[Point], rounds: int) -> list[dict[
 
 def measure(point: Point, ranks: Ranks, rounds: int) -> dict[str, Any]:
     """Medians over `rounds` of the slowest rank's seconds, forward and backward; which kernel; bytes on this rank."""
-    dtype = DTYPES[point.dtype]
+    dtype = PRECISIONS[point.dtype]
     generator = torch.Generator().manual_seed(SEED + ranks.rank)
     x_TNC, dy_TNC = (
         torch.randn(point.tasks, point.tokens, point.channels, generator=generator).to(ranks.device, dtype)
@@ -149,9 +149,9 @@ def _contenders(point: Point, ranks: Ranks, x_TNC: Tensor) -> tuple[dict[str, Co
 
 
 def _layer(point: Point, ranks: Ranks, ep_size: int, backend: str, kernel: str) -> RoutedExperts:
-    # Stock gates divide by the sum of the kept scores.
+    # Stock gates divide by the sum of the kept scores, but never a single one.
     config = Experts(
-        count=point.experts, split=1, hidden=point.hidden, top_k=point.top_k, renormalise=True,
+        count=point.experts, split=1, hidden=point.hidden, top_k=point.top_k, renormalise=point.top_k > 1,
         backend=backend, kernel=kernel,
     )  # fmt: skip
     torch.manual_seed(SEED)  # the routers' weights
@@ -163,7 +163,7 @@ def _layer(point: Point, ranks: Ranks, ep_size: int, backend: str, kernel: str) 
 
 
 def _placed(module: nn.Module, point: Point, ranks: Ranks) -> Any:
-    return module.to(ranks.device, DTYPES[point.dtype]).train()
+    return module.to(ranks.device, PRECISIONS[point.dtype]).train()
 
 
 def _through(layer: FusedExperts) -> Callable[[Tensor], Tensor]:
@@ -203,7 +203,7 @@ def _sum_gradients(parameters: list[nn.Parameter]) -> None:
 def _memory(layer: FusedExperts, point: Point) -> dict[str, int]:
     """Bytes on this rank with Adam: weights, two moments, and a copy to update where weights are not fp32."""
     numbers = sum(parameter.numel() for parameter in layer.bank.parameters())
-    item = DTYPES[point.dtype].itemsize
+    item = PRECISIONS[point.dtype].itemsize
     return {
         "expert_parameter_bytes": numbers * item,
         "expert_optimizer_bytes": numbers * (8 + (0 if item == 4 else 4)),

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgmoe_dist.experts.kernels import KERNELS, BankWeights, choose_kernel
+from fgmoe_dist.models.fgmoe import PRECISIONS
 from fgmoe_dist.planning.machine import Compute, Curve
 
 GRID = (56, 72)
@@ -24,7 +25,6 @@ CHANNELS = (16, 64, 256)
 WIDTHS = ((96, 32), (256, 64))  # C x H of fine experts
 ROWS_AN_EXPERT = (32, 256, 2048)
 EXPERTS, TOP_K = 16, 4
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 aten = torch.ops.aten
 
 # What is measured: kind, size, units, and the operation.
@@ -34,7 +34,7 @@ Measured = tuple[str, float, float, Callable[[], object]]
 def measure_compute(device: torch.device, budget_s: float) -> Compute:
     """Every rate in every precision; all ranks of the node do so at once. `budget_s` is spent on each."""
     rates: dict[str, dict[str, Curve]] = {}
-    for precision, dtype in DTYPES.items():
+    for precision, dtype in PRECISIONS.items():
         kinds = rates[precision] = {}
         with torch.no_grad():
             for kind, size, units, operation in _operations(device, dtype):

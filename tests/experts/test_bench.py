@@ -65,12 +65,45 @@ def test_memory_falls_with_ep_size_and_replicas_are_compared(monkeypatch):
     assert [(flat["ranks"], flat["from"], flat["to"]) for flat in figures["flatness"]] == [(1, 4, 8), (2, 4, 8)]
 
 
+def test_a_single_choice_is_compared_with_the_stock_gates_of_one(monkeypatch):
+    """They give it its score as it is; fairscale's want two experts."""
+    figures = figures_of(
+        "--ranks", "1", "--experts", "1", "4", "--top-k", "1", "--dtype", "fp32", monkeypatch=monkeypatch
+    )
+    assert [(p["experts"], p["top_k"], p["fairscale"]) for p in figures["points"]] == [
+        (1, 1, False), (4, 1, False), (4, 2, True),
+    ]  # fmt: skip
+
+
+def test_points_with_fairscale_are_a_series_of_their_own():
+    def point(experts, seconds, fairscale):
+        seconds = {"fused:cpu": seconds, "replicas:cpu": 2.0, **({"fairscale": 9.0} if fairscale else {})}
+        place = {"ranks": 2, "dtype": "fp32", "tasks": 4, "tokens": 8, "top_k": 2, "fairscale": fairscale}
+        memory = {"expert_parameter_bytes": 1, "expert_optimizer_bytes": 1}
+        return {**place, "ep_size": 2, "experts": experts, "seconds": seconds, "memory": memory}
+
+    found = bench.summary([point(4, 1.0, False), point(8, 3.0, False), point(4, 1.0, True), point(8, 4.0, True)])
+    assert [(flat["fairscale"], flat["ratio"]["fused:cpu"]) for flat in found["flatness"]] == [(False, 3), (True, 4)]
+    assert [(place["fairscale"], place["ratio"]) for place in found["replicas"]] == [
+        (False, 0.5), (False, 1.5), (True, 0.5), (True, 2.0),
+    ]  # fmt: skip
+
+
+def test_under_a_launcher_its_ranks_count(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="--experts 4 cannot be shared by --ranks 3"):
+        figures_of("--ranks", "2", monkeypatch=monkeypatch)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         (["--ranks", "3"], "--experts 4 cannot be shared by --ranks 3"),
         (["--top-k", "5"], "--top-k 5 is more than the 4 experts"),
         (["--tokens", "0"], "--tokens is"),
+        (["--kernels", "grouped", "--hidden", "6"], "--hidden 6: --kernels grouped takes rows of whole 16 bytes"),
+        (["--kernels", "auto", "grouped", "--channels", "20", "--dtype", "bf16"], "--channels 20: .* a multiple of 8"),
         (["--kernels", "fast"], "--kernels fast: there are auto, reference"),
     ],
 )
