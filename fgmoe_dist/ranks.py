@@ -16,7 +16,7 @@ import traceback
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Callable, Iterator, TypeVar
+from typing import Callable, Iterator, Optional, TypeVar
 
 import psutil
 import torch
@@ -47,23 +47,29 @@ class Terminated(SystemExit):
 
 
 class RankLost(RuntimeError):
-    """The process was told to end by SIGTERM, because the launcher has lost another rank."""
+    """This process ends because another rank has failed, whose own message says why."""
 
 
 def from_first(look: Callable[[], T]) -> T:
     """What rank 0 finds, on every rank: files, which ranks might see differently, only one of them looks at.
 
-    A UserError there is raised everywhere.
+    A UserError there is raised everywhere; anything unforeseen on rank 0, and RankLost on the others.
     """
     box: list = [None, None]
+    failed: Optional[Exception] = None
     if dist.get_rank() == 0:
         try:
             box[0] = look()
-        except UserError as error:
-            box[1] = str(error)
+        except Exception as error:
+            failed = error
+            told = error if isinstance(error, UserError) else RankLost("rank 0 has failed; its own message says why")
+            box[1] = type(told), str(told)
     dist.broadcast_object_list(box, src=0)
+    if failed is not None:
+        raise failed
     if box[1] is not None:
-        raise UserError(box[1])
+        kind, message = box[1]
+        raise kind(message)
     return box[0]
 
 

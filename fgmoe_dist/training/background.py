@@ -21,7 +21,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors import SafetensorError
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.ranks import TIMEOUT
+from fgmoe_dist.ranks import TIMEOUT, RankLost
 from fgmoe_dist.training.checkpoint import Snapshot, buffers_of, take_snapshot, write_snapshot
 from fgmoe_dist.training.checkpoint_folder import CheckpointState, partial_folder, publish
 
@@ -73,7 +73,10 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when no checkpoint is under way. UserError, on every rank, if the latest could not be written."""
+        """Returns when no checkpoint is under way. UserError, on every rank, if the latest could not be written.
+
+        RankLost, likewise, if that is our mistake; the traceback has been printed by the rank that made it.
+        """
         if self._thread is None:
             return
         self._thread.join()
@@ -110,19 +113,25 @@ class CheckpointWriter:
 
     def _together(self, work: Callable[[], None]) -> None:
         """Does this rank's part of a stage, then waits for the others'; raises on all if any failed."""
-        fault: Optional[tuple[type, str]] = None
+        fault: Optional[BaseException] = None
         try:
             work()
-        except (OSError, SafetensorError) as error:
-            fault = (UserError, " ".join(str(error).split()))
-        except BaseException:
-            fault = (RuntimeError, traceback.format_exc())
+        except BaseException as error:
+            fault = error
+        foreseen = isinstance(fault, (OSError, SafetensorError))
         faults: list = [None] * dist.get_world_size()
-        dist.all_gather_object(faults, fault, group=self._group)
-        for rank, fault in enumerate(faults):
-            if fault is not None:
-                kind, what = fault
-                raise kind(
-                    f"checkpoints {self.folder}: rank {rank} could not write one ({what}); make room or make the folder"
-                    f" writable, then the same command goes on from the last whole one"
-                )
+        dist.all_gather_object(faults, fault and (foreseen, " ".join(str(fault).split())), group=self._group)
+        rank = next((rank for rank, found in enumerate(faults) if found), None)
+        if rank is None:
+            return
+        foreseen, what = faults[rank]
+        if foreseen:
+            raise UserError(
+                f"checkpoints {self.folder}: rank {rank} could not write one ({what}); make room or make the folder"
+                f" writable, then the same command goes on from the last whole one"
+            )
+        if rank == dist.get_rank():  # told here: another rank may end this process before its main thread learns of it
+            traceback.print_exception(type(fault), fault, fault.__traceback__)
+        raise RankLost(
+            f"checkpoints {self.folder}: rank {rank} failed to write one ({what}), which is no fault of the disk's"
+        )

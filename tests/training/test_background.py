@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.ranks import RankLost
 from fgmoe_dist.training import background
 from fgmoe_dist.training.background import CheckpointWriter
 from fgmoe_dist.training.checkpoint_folder import drop_partial, find_checkpoint, partial_folder, read_state
@@ -91,6 +93,31 @@ def test_a_rank_that_cannot_write_tells_all_and_loses_nothing(tmp_path):
     assert read_state(find_checkpoint(tmp_path)).step == 3
     assert [line.split(":")[0] for line in answers[0][2]] == ["checkpoint of step 1", "checkpoint of step 3"]
     assert not any(said for *_, said in answers[1:])
+
+
+def stumble_while_writing(folder: Path) -> list:
+    """On rank 1 a mistake of ours, which no disk is to blame for."""
+    import torch.distributed as dist
+
+    from fgmoe_dist.ranks import from_first
+
+    engine, told = engine_of((2, 1), seed=1), io.StringIO()
+    if dist.get_rank() == 1:
+        background.write_snapshot = lambda *_: {}["no such key"]
+    with CheckpointWriter(folder, keep=2) as writer, contextlib.redirect_stderr(told):
+        writer.save(engine, state_of((2, 1), 1))
+        writer._thread.join()
+        with pytest.raises(RankLost) as error:
+            from_first(writer.check)
+        writer._thread = None
+    return [str(error.value), told.getvalue()]
+
+
+def test_a_mistake_of_ours_ends_every_rank_and_is_told_once(tmp_path):
+    (first, said), (second, traceback) = run_ranks(WORLD, stumble_while_writing, tmp_path, timeout=60)
+    assert "rank 1 failed to write one ('no such key')" in first and "make room" not in first and said == ""
+    assert "rank 0 has failed" in second and traceback.count("KeyError: 'no such key'") == 1
+    assert find_checkpoint(tmp_path) is None
 
 
 def leave_while_writing(folder: Path) -> None:
