@@ -108,7 +108,7 @@ def resume(engine: DeepSpeedEngine, checkpoint: Path, expected: Mapping[str, Any
     """Loads weights, moments and optimiser step into `engine`, whatever layout wrote them.
 
     `expected` are facts the run must share with the checkpoint (`tasks`, `encoder_checksum`). Raises UserError where
-    one differs, a tensor is missing or misshapen, or a file is damaged.
+    one differs, a tensor is missing or misshapen, a buffer has no place here, or a file is damaged.
     """
     state = read_state(checkpoint)
     for key, value in expected.items():
@@ -117,6 +117,11 @@ def resume(engine: DeepSpeedEngine, checkpoint: Path, expected: Mapping[str, Any
                 f"checkpoint {checkpoint}: its {key} is {getattr(state, key)}, this run's is {value};"
                 f" use the same settings, or start anew with --resume never and another run.dir"
             )
+    for name in sorted({*state.buffers} - {name for name, _ in buffers_of(engine.module)}):
+        raise UserError(
+            f"checkpoint {checkpoint}: this model has no {name}; experts.bias_update_rate=0 would drop the learnt"
+            f" biases, keep a rate above 0 (1e-9 freezes them in effect)"
+        )
     optimizer = OptimizerState(engine)
     with _Reader(checkpoint) as reader:
         for name, parameter in _replicated(engine.module):

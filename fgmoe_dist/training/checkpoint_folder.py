@@ -84,6 +84,11 @@ def find_checkpoint(path: Path) -> Optional[Path]:
     return None
 
 
+def whole_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is, if there is one."""
+    return folder / f"step-{step:08d}"
+
+
 def partial_folder(folder: Path, step: int) -> Path:
     """Where the checkpoint of `step` is written before it is one."""
     return folder / f".step-{step:08d}.partial"
@@ -100,13 +105,16 @@ def publish(partial: Path, state: CheckpointState, keep: int) -> None:
 
     Each step is on the disk before the next, so that a power cut finds the old checkpoint or the new one.
     """
-    folder, final = partial.parent, partial.with_name(f"step-{state.step:08d}")
+    folder, final = partial.parent, whole_folder(partial.parent, state.step)
     write_atomically(partial / "state.json", json.dumps(asdict(state), indent=1))
     _sync(partial)
-    shutil.rmtree(final, ignore_errors=True)  # of a branch that a resumed run has abandoned
+    abandoned = folder / f".{final.name}.old.partial"
+    if final.exists():  # of a branch that a resumed run has left; a moment without it, not the time of removing it
+        final.rename(abandoned)
     partial.rename(final)
     _sync(folder)
     _point(folder, "latest", final.name)
+    shutil.rmtree(abandoned, ignore_errors=True)
     _prune(folder, keep)
 
 
@@ -120,12 +128,23 @@ def mark_score(checkpoint: Path, score: float) -> None:
 
 
 def rewind(folder: Path, checkpoint: Path) -> None:
-    """Makes `checkpoint` the latest of `folder`, which a run goes on from; a later `best` is of an abandoned branch."""
-    if checkpoint.parent.resolve() == folder.resolve():
+    """Makes `checkpoint` the latest of `folder`, which a run goes on from; a later `best` is of an abandoned branch.
+
+    Where `checkpoint` is another run's, all that `folder` holds is.
+    """
+    if is_in(folder, checkpoint):
         best = _pointed(folder, "best")
         if best is not None and best.name > checkpoint.name:
             (folder / "best").unlink()
         _point(folder, "latest", checkpoint.name)
+    else:
+        for pointer in ("latest", "best"):
+            (folder / pointer).unlink(missing_ok=True)
+
+
+def is_in(folder: Path, checkpoint: Path) -> bool:
+    """Whether `checkpoint` is one of `folder`'s own."""
+    return checkpoint.parent.resolve() == folder.resolve()
 
 
 def _point(folder: Path, pointer: str, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Optional
 import psutil
 import torch.distributed as dist
 
-from fgmoe_dist.config import Config, flatten, flatten_values
+from fgmoe_dist.config import Config, build_config, flatten, flatten_values
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.ranks import ended_once, from_first
 from fgmoe_dist.tracking.mlflow_run import MLflowRun, NoRun
@@ -21,11 +21,14 @@ from fgmoe_dist.training.checkpoint_folder import (
     CheckpointState,
     drop_partial,
     find_checkpoint,
+    is_in,
     mark_score,
+    read_state,
     rewind,
+    whole_folder,
 )
 from fgmoe_dist.training.plan import parameter_counts
-from fgmoe_dist.training.report import Reporter
+from fgmoe_dist.training.report import Reporter, run_score
 from fgmoe_dist.training.trainer import Trainer
 
 
@@ -43,6 +46,8 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
     ):
         reporter = Reporter(trainer, folder, tracker)
         reporter.say(trainer.kernel)
+        if resumed is not None and from_first(lambda: find_checkpoint(folder.checkpoints) is None):
+            writer.save(trainer.engine, _state_of(trainer))  # another run's: from now on this folder stands by itself
         while trainer.step < steps:
             reporter.observe(trainer.train_step())
             at_end, stopping = trainer.step == steps, _asked_to_stop(folder, writer)
@@ -69,48 +74,96 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
 
 def _resume(trainer: Trainer, folder: RunFolder, resume_from: str) -> Optional[int]:
     """Brings `trainer` to where the checkpoint stood; its step, or None for a fresh start."""
-    checkpoint = from_first(lambda: _choose_checkpoint(folder, resume_from))
-    resumed = None
+    checkpoint = from_first(lambda: _choose_checkpoint(folder, resume_from, trainer.config))
+    state = None
     if checkpoint is not None:
         expected = {"tasks": list(trainer.config.tasks), "encoder_checksum": trainer.model.encoder.checksum}
         state = resume(trainer.engine, checkpoint, expected)
-        resumed = trainer.step = state.step
-    if trainer.ranks.is_first:
-        if checkpoint is not None:
-            print(f"going on from {checkpoint}, step {resumed}", flush=True)
-            _tell_changes(state, trainer.config)
-            rewind(folder.checkpoints, checkpoint)
-        drop_partial(folder.checkpoints)
-        folder.create(trainer.config.to_yaml(), resumed)
-        folder.drop_old_stop(before=psutil.Process().create_time())
-    dist.barrier()
-    return resumed
+        trainer.step = state.step
+    from_first(lambda: _prepare_folder(trainer, folder, checkpoint, state))
+    return None if state is None else state.step
+
+
+def _prepare_folder(
+    trainer: Trainer, folder: RunFolder, checkpoint: Optional[Path], state: Optional[CheckpointState]
+) -> None:
+    """Leaves in the run folder what belongs to the run that goes on from `checkpoint`, and nothing later."""
+    checkpoints, kept_until = folder.checkpoints, None
+    if checkpoint is not None:
+        print(f"going on from {checkpoint}, step {state.step}", flush=True)
+        _tell_changes(state, trainer.config)
+        # Where another run's takes the place of its own, all that it tells is of an abandoned branch.
+        if is_in(checkpoints, checkpoint) or find_checkpoint(checkpoints) is None:
+            kept_until = state.step
+        rewind(checkpoints, checkpoint)
+    drop_partial(checkpoints)
+    folder.create(trainer.config.pinned().to_yaml(), kept_until)
+    if checkpoint is not None and is_in(checkpoints, checkpoint):
+        _mark_what_was_scored(checkpoint, state, folder, trainer)
+    folder.drop_old_stop(before=psutil.Process().create_time())
 
 
 def _tell_changes(state: CheckpointState, config: Config) -> None:
     """Names settings that are not the checkpoint's: often meant, sometimes a slip."""
-    was, now = flatten_values(state.config), flatten(config)
+    was, now = flatten_values(state.config), flatten(config.pinned())
     changes = [f"{key} {was.get(key)} -> {value}" for key, value in now.items() if was.get(key) != value]
     if changes:
         print(f"  with other settings than it was saved with: {', '.join(changes)}", flush=True)
 
 
-def _choose_checkpoint(folder: RunFolder, resume_from: str) -> Optional[Path]:
-    found = find_checkpoint(folder.checkpoints if resume_from in ("auto", "never") else Path(resume_from))
-    if resume_from == "auto":
-        return found
-    if resume_from == "never":
-        if found is not None:
-            raise UserError(
-                f"run.dir={folder.path}: holds checkpoints up to {found.name}, which --resume never would overwrite;"
-                f" remove the folder or name another run.dir"
-            )
-        return None
-    if found is None:
+def _choose_checkpoint(folder: RunFolder, resume_from: str, config: Config) -> Optional[Path]:
+    """The checkpoint to go on from, or None for a fresh start. UserError if there is none such, or it does not fit."""
+    own = find_checkpoint(folder.checkpoints)
+    chosen = own if resume_from in ("auto", "never") else _asked_for(resume_from, own, folder)
+    if resume_from == "never" and own is not None:
+        raise UserError(
+            f"run.dir={folder.path}: holds checkpoints up to {own.name}, which --resume never would overwrite;"
+            f" remove the folder or name another run.dir"
+        )
+    if chosen is not None:
+        _check_groups(chosen, config)
+    return chosen
+
+
+def _asked_for(resume_from: str, own: Optional[Path], folder: RunFolder) -> Path:
+    """The checkpoint that a path means, or the run's `own` latest if that has gone on from there."""
+    asked = find_checkpoint(Path(resume_from))
+    if asked is None:
         raise UserError(
             f"--resume {resume_from}: no checkpoint there; name a run folder or a checkpoints/step-... folder"
         )
-    return found
+    # So it is where the same command is given once more, after a crash or a requeue.
+    if own is not None and not is_in(folder.checkpoints, asked) and read_state(own).step >= read_state(asked).step:
+        print(
+            f"--resume {resume_from}: {folder.path} has gone on to {own.name} already, which is taken instead;"
+            f" to start from {asked.name} again, name another run.dir",
+            flush=True,
+        )
+        return own
+    return asked
+
+
+def _check_groups(checkpoint: Path, config: Config) -> None:
+    """UserError if `experts.groups=0` would now stand for another number than in the run so far."""
+    groups = config.pinned().experts.groups
+    if config.experts.groups or not groups:
+        return
+    origin = str(checkpoint / "state.json")
+    was = build_config(read_state(checkpoint).config, origin).pinned().experts.groups
+    if was not in (0, groups):
+        raise UserError(
+            f"checkpoint {checkpoint}: its experts are in {was} groups, this run's would be in {groups}, one a rank;"
+            f" set experts.groups={was}"
+        )
+
+
+def _mark_what_was_scored(checkpoint: Path, state: CheckpointState, folder: RunFolder, trainer: Trainer) -> None:
+    """For a run that died after an evaluation was written and before its checkpoint was told."""
+    scores = folder.evaluations().get(state.step)
+    if scores is None or state.score is not None:
+        return
+    if all(scores[task.name][task.headline] is not None for task in trainer.tasks):  # null stands for NaN
+        mark_score(checkpoint, run_score(trainer.tasks, scores))
 
 
 def _start_tracking(trainer: Trainer, folder: RunFolder, resumed: Optional[int]) -> NoRun:
@@ -118,7 +171,7 @@ def _start_tracking(trainer: Trainer, folder: RunFolder, resumed: Optional[int])
     if not ranks.is_first:
         return NoRun()
     tags = run_tags(ranks.world, config.parallel.ep_size)
-    parameters = {**flatten(config), "encoder.source": trainer.model.encoder.source}
+    parameters = {**flatten(config.pinned()), "encoder.source": trainer.model.encoder.source}
     folder.update_about(status="RUNNING", tags=tags, model=parameter_counts(trainer.model, config))
     return MLflowRun.start(
         folder, config.tracking.uri, config.tracking.experiment, config.run.name, parameters, tags, resumed is not None
@@ -145,7 +198,7 @@ def _evaluate(reporter: Reporter, folder: RunFolder, writer: CheckpointWriter, w
     score = reporter.evaluate(with_constants)
     writer.wait()
     if dist.get_rank() == 0:
-        mark_score(find_checkpoint(folder.checkpoints), score)
+        mark_score(whole_folder(folder.checkpoints, reporter.trainer.step), score)
 
 
 def _due(step: int, every: int) -> bool:
@@ -156,7 +209,7 @@ def _state_of(trainer: Trainer) -> CheckpointState:
     config, shards = trainer.config, trainer.train_shards
     return CheckpointState(
         step=trainer.step,
-        config=config.model_dump(mode="json"),
+        config=config.pinned().model_dump(mode="json"),
         tasks=list(config.tasks),
         classes=shards.classes,
         boundary_max_dist=shards.boundary_max_dist,

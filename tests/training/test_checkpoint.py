@@ -19,7 +19,16 @@ from torch import nn
 from fgmoe_dist.config import build_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.training.checkpoint import load_model, resume
-from fgmoe_dist.training.checkpoint_folder import CheckpointState, find_checkpoint, mark_score, read_state, rewind
+from fgmoe_dist.training.checkpoint_folder import (
+    CheckpointState,
+    drop_partial,
+    find_checkpoint,
+    mark_score,
+    partial_folder,
+    publish,
+    read_state,
+    rewind,
+)
 from tests.ranks import run_ranks
 from tests.runs import Runs
 
@@ -175,12 +184,13 @@ def keep_a_buffer(folder: Path) -> list:
         engine = with_buffer(engine_of((1, 2), seed=2), -1.0)
         resume(engine, source, expected)
         seen.append(engine.module.blocks[1].routed.bias_TE.unique().tolist())
-    resume(plain, checkpoint, expected)  # has no place for it
+    with pytest.raises(UserError, match=r"no blocks.1.routed.bias_TE; .* would drop .* keep a rate above 0"):
+        resume(plain, checkpoint, expected)
     return seen
 
 
 def test_a_buffer_is_kept_and_one_that_came_later_has_its_first_value(tmp_path):
-    assert run_ranks(2, keep_a_buffer, tmp_path)[0] == [[0.25], [-1.0]]
+    assert run_ranks(2, keep_a_buffer, tmp_path)[0] == [[0.25], [-1.0]]  # and what has no place here is refused
     checkpoint = find_checkpoint(tmp_path)
     assert read_state(checkpoint).buffers == ["blocks.1.routed.bias_TE"]
     tensor = load_file(checkpoint / "decoder.safetensors")["blocks.1.routed.bias_TE.weight"]
@@ -227,6 +237,30 @@ def test_going_back_leaves_no_best_of_the_abandoned_branch(tmp_path):
     assert not (tmp_path / "best").exists() and find_checkpoint(tmp_path) == first
     rewind(tmp_path / "elsewhere", first)  # a run of its own that starts from another's checkpoint
     assert not (tmp_path / "elsewhere").exists()
+    (other,) = checkpoint_folder(tmp_path / "other", 3)
+    mark_score(first, 1.0)
+    rewind(tmp_path, other)
+    assert find_checkpoint(tmp_path) is None and first.is_dir()
+
+
+def test_what_latest_names_is_there_until_another_takes_its_place(tmp_path, monkeypatch):
+    (final,) = checkpoint_folder(tmp_path, 7)
+    rewind(tmp_path, final)
+    (final / "old").touch()
+    partial = partial_folder(tmp_path, 7)
+    partial.mkdir()
+
+    def remove(path, **_):  # whatever is removed, and whenever: `latest` names a whole checkpoint
+        assert (find_checkpoint(tmp_path) / "state.json").is_file() and path != final
+        removed.append(path)
+
+    removed = []
+    monkeypatch.setattr("fgmoe_dist.training.checkpoint_folder.shutil.rmtree", remove)
+    publish(partial, state_of((1, 1), 7), keep=2)
+    assert not (final / "old").exists() and [(path / "old").exists() for path in removed] == [True]
+    monkeypatch.undo()
+    drop_partial(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", final.name]
 
 
 def test_a_half_written_checkpoint_is_none(tmp_path):

@@ -1,0 +1,127 @@
+"""Where a run goes on from, and what it leaves of itself: it stands alone, knows its best, names its settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fgmoe_dist.config import build_config
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.tracking.run_folder import RunFolder
+from fgmoe_dist.training.checkpoint_folder import find_checkpoint, read_state, rewind
+from fgmoe_dist.training.loop import _choose_checkpoint
+from tests.runs import Runs
+from tests.training.test_checkpoint import state_of
+
+FEW = dict(tasks="[semseg, depth]", decoder__blocks=1)
+
+
+def configuration(ep_size: int = 1, **experts):
+    return build_config({"experts": experts, "parallel": {"ep_size": ep_size}})
+
+
+def checkpoint_of(run: Path, step: int, config=None) -> Path:
+    """What tells a checkpoint, made the latest of its run."""
+    checkpoint = run / f"checkpoints/step-{step:08d}"
+    checkpoint.mkdir(parents=True)
+    state = replace(state_of((1, 1), step), config=(config or configuration()).model_dump(mode="json"))
+    (checkpoint / "state.json").write_text(json.dumps(asdict(state)))
+    rewind(checkpoint.parent, checkpoint)
+    return checkpoint
+
+
+def test_a_path_is_where_a_run_starts_and_its_own_checkpoints_are_where_it_goes_on(tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    start, choose = checkpoint_of(a, 2), lambda path: _choose_checkpoint(RunFolder(b), str(path), configuration())
+    assert choose(a) == start
+    early = checkpoint_of(b, 1)
+    assert choose(a) == start and choose("auto") == early and not capsys.readouterr().out
+    later = checkpoint_of(b, 2)
+    assert choose(a) == later
+    assert re.fullmatch(r"--resume \S+/a: \S+/b has gone on to step-00000002 already.*\n", capsys.readouterr().out)
+    assert choose(early) == early  # one of its own: to go back is meant
+    with pytest.raises(UserError, match="--resume .*nowhere: no checkpoint there"):
+        choose(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="--resume never would overwrite"):
+        choose("never")
+
+
+LIMIT = dict(max_ranks_per_token=2)
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "groups"),
+    [
+        (configuration(4, **LIMIT), configuration(2, **LIMIT), 4),
+        (configuration(4, **LIMIT).pinned(), configuration(2, **LIMIT), 4),
+        (configuration(1, groups=4, device_balance_weight=0.1), configuration(2, device_balance_weight=0.1), 4),
+        (configuration(4, **LIMIT), configuration(4, **LIMIT), None),
+        (configuration(4, **LIMIT), configuration(2, groups=4, **LIMIT), None),
+        (configuration(4), configuration(2), None),
+        (configuration(4), configuration(2, **LIMIT), None),
+    ],
+    ids=["unpinned", "pinned", "written", "alike", "set", "without", "new"],
+)
+def test_groups_that_would_change_in_silence_are_refused(tmp_path, was, now, groups):
+    checkpoint = checkpoint_of(tmp_path, 2, was)
+    if groups is None:
+        assert _choose_checkpoint(RunFolder(tmp_path), "auto", now) == checkpoint
+        return
+    with pytest.raises(
+        UserError, match=rf"in {groups} groups, this run's would be in 2, .* set experts.groups={groups}"
+    ):
+        _choose_checkpoint(RunFolder(tmp_path), "auto", now)
+
+
+def start_a(runs: Runs) -> Path:
+    runs.train("a", 1, train__steps=1, **FEW)
+    return runs.folder("a")
+
+
+def test_a_run_that_starts_at_its_end_is_whole(runs):
+    a = start_a(runs)
+    runs.train("b", 1, resume=str(a), train__steps=1, **FEW)
+    checkpoints = runs.folder("b") / "checkpoints"
+    own = find_checkpoint(checkpoints)
+    scored = read_state(own)
+    assert scored.step == 1 and scored.score == read_state(find_checkpoint(a)).score is not None
+    for name in ("decoder.safetensors", "experts-000-of-001.safetensors"):
+        assert (own / name).read_bytes() == (find_checkpoint(a) / name).read_bytes()
+
+    # As if it had died between the evaluation and its mark.
+    (checkpoints / "best").unlink()
+    (own / "state.json").write_text(json.dumps(asdict(replace(scored, score=None))))
+    runs.train("b", 1, resume=str(a), train__steps=1, **FEW)
+    assert read_state(own) == scored and (checkpoints / "best").read_text().strip() == own.name
+
+
+@pytest.mark.slow
+def test_the_same_command_with_a_path_goes_on(runs):
+    a = start_a(runs)
+    for steps in (3, 5):
+        lines = runs.train("b", 1, resume=str(a), train__steps=steps, train__poly_power=0, **FEW)
+        assert [line["step"] for line in lines] == list(range(2, steps + 1))
+
+    # Of a branch that is left nothing is told any more.
+    runs.train("a", 1, train__steps=6, **FEW)
+    lines = runs.train("b", 1, resume=str(a), train__steps=7, **FEW)
+    assert [line["step"] for line in lines] == [7] and list(RunFolder(runs.folder("b")).evaluations()) == [7]
+    assert read_state(find_checkpoint(runs.folder("b"))).step == 7
+    assert (runs.folder("b") / "checkpoints/best").read_text().strip() == "step-00000007"
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves_says_the_groups_it_used(runs):
+    limit = dict(FEW, train__steps=1, experts__max_ranks_per_token=2)
+    runs.train("run", 2, parallel__ep_size=2, **limit)
+    folder = runs.folder("run")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["experts"]["groups"] == 2
+    assert read_state(find_checkpoint(folder)).config["experts"]["groups"] == 2
+    with pytest.raises(AssertionError, match="in 2 groups, this run's would be in 1, .* set experts.groups=2"):
+        runs.train("run", 1, **limit)
+    assert not runs.train("other", 1, resume=str(folder), experts__groups=2, **limit)
