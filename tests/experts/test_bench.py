@@ -55,6 +55,7 @@ def test_every_contender_is_timed_and_compared(monkeypatch, capsys):
     assert "fairscale" in table and "replicas with summed gradients are faster at" in table
 
 
+@pytest.mark.slow
 def test_memory_falls_with_ep_size_and_replicas_are_compared(monkeypatch):
     figures = figures_of("--ranks", "1", "2", "--dtype", "fp32", "--no-fairscale", monkeypatch=monkeypatch)
     numbers = 2 * (16 * 8 + 8 + 8 * 16 + 16)  # of an expert index of both tasks

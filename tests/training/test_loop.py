@@ -83,6 +83,7 @@ def start_a(runs: Runs) -> Path:
     return runs.folder("a")
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_at_its_end_is_whole(runs):
     a = start_a(runs)
     runs.train("b", 1, resume=str(a), train__steps=1, **FEW)
