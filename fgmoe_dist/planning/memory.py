@@ -16,7 +16,7 @@ from fgmoe_dist.planning.traffic import busiest, row_bytes, rows_to_a_rank, valu
 
 MOMENT_BYTES = 8  # two fp32 numbers a parameter
 ALIGNMENT = 2  # elements a rank's part of a flat buffer is rounded up to (DeepSpeed's nccl_start_alignment_factor)
-BUCKET = 500_000_000  # training/engine.py's: elements of the reduction buffer, at most
+BUCKET = 500_000_000  # elements of the reduction buffer, at most; DeepSpeed is told so
 
 
 def memory(config: Config, counts: Counts, layout: Layout, device: str, imbalance: float = 1.0) -> dict[str, float]:

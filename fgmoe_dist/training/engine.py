@@ -13,10 +13,9 @@ from deepspeed.utils import groups
 from torch import nn
 
 from fgmoe_dist.config import Config, Train
+from fgmoe_dist.planning.memory import BUCKET
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-
-BUCKET = 500_000_000  # numbers that gradients are reduced in at once, at most
 
 # The engine reports a gradient norm only where it clips; this bound clips nothing.
 UNCLIPPED = 1e12
