@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from fgmoe_dist.config import check_world, load_config
+from fgmoe_dist.config import check_world, load_config, to_yaml
 from fgmoe_dist.ranks import exit_with_error, process_group
 
 
@@ -44,15 +44,15 @@ def run(args: argparse.Namespace) -> None:
     """The whole of a run, on this rank."""
     config = load_config(args.config, args.set)
     if args.print_config:
-        print(config.to_yaml(), end="")
+        print(to_yaml(config), end="")
         return
     if args.check_ranks:
         check_world(config, args.check_ranks)
         return
     with process_group() as ranks:
         # Imported here, so that --help, --print-config and mistakes in the configuration answer at once.
+        from fgmoe_dist.planning.dry_run import dry_run
         from fgmoe_dist.training.loop import train
-        from fgmoe_dist.training.plan import dry_run
         from fgmoe_dist.training.trainer import Trainer
 
         trainer = Trainer(config, ranks)

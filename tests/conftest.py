@@ -27,8 +27,8 @@ class Shards:
 
 def _shards(layout: str, root: Path) -> Shards:
     from fgmoe_dist.data.layouts import open_layout
-    from fgmoe_dist.data.rooms.write import write_rooms
     from fgmoe_dist.data.shards import build_shards
+    from fgmoe_dist.rooms.write import write_rooms
 
     write_rooms(layout, root / "rooms", TRAIN, VAL, seed=3, size=SIZE_HW, workers=1)
     for split in ("train", "val"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from fgmoe_dist.data.augment import normalise
 from fgmoe_dist.data.images import fit
-from fgmoe_dist.models.fgmoe import FGMoE
+from fgmoe_dist.decoders.fgmoe import FGMoE
 
 
 def predict_image(

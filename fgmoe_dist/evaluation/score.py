@@ -21,8 +21,8 @@ from fgmoe_dist.data import codec
 from fgmoe_dist.data.layouts import Layout
 from fgmoe_dist.data.shardset import Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.meter import Meter
-from fgmoe_dist.evaluation.meters import DepthMeter
+from fgmoe_dist.metrics.meter import Meter
+from fgmoe_dist.metrics.meters import DepthMeter
 from fgmoe_dist.progress import track
 
 Metrics = dict[str, float]

@@ -13,8 +13,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 import numpy as np
 
 from fgmoe_dist.data.stream import start_worker
-from fgmoe_dist.evaluation.constant import ConstantBaseline
-from fgmoe_dist.evaluation.meter import Meter
+from fgmoe_dist.metrics.constant import ConstantBaseline
+from fgmoe_dist.metrics.meter import Meter
 
 _WAITING = 4  # images a worker may be behind; each is some 10 MB
 

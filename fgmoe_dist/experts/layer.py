@@ -23,11 +23,11 @@ from deepspeed.utils import groups
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgmoe_dist.config import Experts
 from fgmoe_dist.experts.bank import WEIGHTS, ExpertBank, initial_expert, mark_expert_parameter
 from fgmoe_dist.experts.dispatch import Departed, Route, combine, plan_route, start_exchange, wait_exchange
 from fgmoe_dist.experts.kernels import KERNELS, choose_kernel, explain_kernel
 from fgmoe_dist.experts.router import BalanceTerms, Routers, Routing
+from fgmoe_dist.experts.settings import Experts
 
 
 class LogicalExpert(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Callable, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from fgmoe_dist.config import Experts
+from fgmoe_dist.experts.settings import Experts
 
 
 @dataclass(frozen=True)

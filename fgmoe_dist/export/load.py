@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Iterator
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from fgmoe_dist.checkpoints.folder import WHOLE, CheckpointState
 from fgmoe_dist.config import Config, build_config
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.training.checkpoint_folder import WHOLE, CheckpointState
 
 if TYPE_CHECKING:
-    from fgmoe_dist.models.fgmoe import FGMoE
+    from fgmoe_dist.decoders.fgmoe import FGMoE
 
 ABOUT = "fgmoe"  # the entry of a file's metadata, JSON, in every format
 
@@ -43,8 +43,8 @@ def load_exported(path: str | Path) -> tuple[FGMoE, Config, CheckpointState]:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
     state = _state(path, about)
     with _deepspeed_or_stand_in():
-        from fgmoe_dist.models.fgmoe import create_model
-        from fgmoe_dist.models.weights import load_strictly
+        from fgmoe_dist.decoders.fgmoe import create_model
+        from fgmoe_dist.encoders.weights import load_strictly
     config = build_config(state.changed_config(WHOLE, FROM_FILE), origin=str(path))
     model = create_model(config, state)
     load_strictly(model, tensors, f"{path}: does not fit the configuration it carries")

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from fgmoe_dist.decoders.fgmoe import FGMoE
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.models.fgmoe import FGMoE
 
 
 class Difference(NamedTuple):

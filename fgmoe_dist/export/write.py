@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fgmoe_dist import __version__
+from fgmoe_dist.checkpoints.folder import CheckpointState
+from fgmoe_dist.decoders.fgmoe import FGMoE
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export.load import ABOUT
-from fgmoe_dist.models.fgmoe import FGMoE
-from fgmoe_dist.training.checkpoint_folder import CheckpointState
 
 # An ONNX file is one protocol buffer, which ends at 2 GiB.
 ONNX_LIMIT_BYTES = 2**31 - 2**24

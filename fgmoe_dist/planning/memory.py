@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from fgmoe_dist.config import Config
+from fgmoe_dist.config import REDUCTION_BUCKET, Config
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.kept import routed_bytes
 from fgmoe_dist.planning.layout import Layout
@@ -16,7 +16,6 @@ from fgmoe_dist.planning.traffic import busiest, row_bytes, rows_to_a_rank, valu
 
 MOMENT_BYTES = 8  # two fp32 numbers a parameter
 ALIGNMENT = 2  # elements a rank's part of a flat buffer is rounded up to (DeepSpeed's nccl_start_alignment_factor)
-BUCKET = 500_000_000  # elements of the reduction buffer, at most; DeepSpeed is told so
 
 
 def memory(config: Config, counts: Counts, layout: Layout, device: str, imbalance: float = 1.0) -> dict[str, float]:
@@ -53,7 +52,7 @@ def padded(size: int, ranks: int) -> int:
 
 def _reduction_buffers(trained: int, stage: int, device: str) -> int:
     """Elements. On a GPU there are two, to overlap."""
-    return min(trained, BUCKET) * (1 if stage == 0 or device == "cpu" else 2)
+    return min(trained, REDUCTION_BUCKET) * (1 if stage == 0 or device == "cpu" else 2)
 
 
 def _activations(config: Config, counts: Counts) -> float:

@@ -22,10 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgmoe_dist.config import Config
 from fgmoe_dist.data.augment import empty_labels
+from fgmoe_dist.decoders.fgmoe import FGMoE
+from fgmoe_dist.encoders.frozen import FrozenEncoder
 from fgmoe_dist.experts.router import BalanceTerms
-from fgmoe_dist.models.encoder import FrozenEncoder
-from fgmoe_dist.models.fgmoe import PRECISIONS, FGMoE
 from fgmoe_dist.planning.counts import Counts, Work
+from fgmoe_dist.precision import PRECISIONS
 from fgmoe_dist.tasks import create_tasks
 
 META = torch.device("meta")

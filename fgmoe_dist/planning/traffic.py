@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fgmoe_dist.config import Config, Experts
+from fgmoe_dist.config import Config
+from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.layout import Layout
 

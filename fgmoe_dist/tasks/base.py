@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fgmoe_dist.evaluation.meter import Meter
+from fgmoe_dist.metrics.meter import Meter
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fgmoe_dist.evaluation.meters import DepthMeter
+from fgmoe_dist.metrics.meters import DepthMeter
 from fgmoe_dist.tasks.base import Task, mean_over_valid
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fgmoe_dist.evaluation.meters import BoundaryMeter
+from fgmoe_dist.metrics.meters import BoundaryMeter
 from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
 
 if TYPE_CHECKING:

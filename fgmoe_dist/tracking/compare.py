@@ -182,7 +182,7 @@ def _score_rows(records: Sequence[RunRecord], every_metric: bool) -> list[Row]:
 
 def _gain_row(records: Sequence[RunRecord], tasks: Sequence[Any]) -> list[Row]:
     """Delta_m of every run with the first as the baseline; a dash where a run lacks one of the first's scores."""
-    from fgmoe_dist.evaluation.delta_m import delta_m
+    from fgmoe_dist.metrics.delta_m import delta_m
 
     headlines = [
         {task.name: record.scores.get(task.name, {}).get(task.headline) for task in tasks} for record in records

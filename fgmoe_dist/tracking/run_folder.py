@@ -5,7 +5,7 @@
     metrics.jsonl    one line a logged step, `{"step": 20, "loss": 1.25, ...}`
     eval/<step>.json one file an evaluation, `{task: {metric: value}}`
     pictures/<step>/ panels drawn at that evaluation
-    checkpoints/     written by `fgmoe_dist.training.checkpoint`
+    checkpoints/     written by `fgmoe_dist.checkpoints.checkpoint`
     mlflow_run_id    the MLflow run that this folder belongs to
 
 Rank 0 alone writes here. Whole files are written beside and renamed, so that a reader, or a run killed

@@ -11,7 +11,7 @@ from typing import Mapping
 
 import torch
 
-from fgmoe_dist.processor import processor
+from fgmoe_dist.machine import processor
 
 
 def run_tags(world: int, ep_size: int) -> dict[str, str]:

@@ -9,15 +9,8 @@ from typing import Optional
 import psutil
 import torch.distributed as dist
 
-from fgmoe_dist.config import Config, build_config, flatten, flatten_values
-from fgmoe_dist.errors import UserError
-from fgmoe_dist.ranks import ended_once, from_first
-from fgmoe_dist.tracking.mlflow_run import MLflowRun, NoRun
-from fgmoe_dist.tracking.run_folder import RunFolder
-from fgmoe_dist.tracking.tags import run_tags
-from fgmoe_dist.training.background import CheckpointWriter
-from fgmoe_dist.training.checkpoint import resume
-from fgmoe_dist.training.checkpoint_folder import (
+from fgmoe_dist.checkpoints.checkpoint import resume
+from fgmoe_dist.checkpoints.folder import (
     CheckpointState,
     drop_partial,
     find_checkpoint,
@@ -27,7 +20,14 @@ from fgmoe_dist.training.checkpoint_folder import (
     rewind,
     whole_folder,
 )
-from fgmoe_dist.training.plan import parameter_counts
+from fgmoe_dist.checkpoints.writer import CheckpointWriter
+from fgmoe_dist.config import Config, build_config, flatten, flatten_values, to_yaml
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.planning.dry_run import parameter_counts
+from fgmoe_dist.ranks import ended_once, from_first
+from fgmoe_dist.tracking.mlflow_run import MLflowRun, NoRun
+from fgmoe_dist.tracking.run_folder import RunFolder
+from fgmoe_dist.tracking.tags import run_tags
 from fgmoe_dist.training.report import Reporter, run_score
 from fgmoe_dist.training.trainer import Trainer
 
@@ -97,7 +97,7 @@ def _prepare_folder(
             kept_until = state.step
         rewind(checkpoints, checkpoint)
     drop_partial(checkpoints)
-    folder.create(trainer.config.pinned().to_yaml(), kept_until)
+    folder.create(to_yaml(trainer.config.pinned()), kept_until)
     if checkpoint is not None and is_in(checkpoints, checkpoint):
         _mark_what_was_scored(checkpoint, state, folder, trainer)
     folder.drop_old_stop(before=psutil.Process().create_time())

@@ -10,10 +10,10 @@ import psutil
 import torch
 from torch import Tensor
 
-from fgmoe_dist.evaluation.constant import constant_baselines
+from fgmoe_dist.drawing.load_map import load_figures, load_map
 from fgmoe_dist.evaluation.evaluate import Scores, evaluate
-from fgmoe_dist.evaluation.load_map import load_figures, load_map
 from fgmoe_dist.evaluation.table import print_scores
+from fgmoe_dist.metrics.constant import constant_baselines
 from fgmoe_dist.progress import clock
 from fgmoe_dist.tasks import Task
 from fgmoe_dist.tracking.mlflow_run import NoRun

@@ -17,13 +17,13 @@ from fgmoe_dist.config import Config, check_world
 from fgmoe_dist.data.augment import EvalTransform, FeatureTransform
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import train_batches
+from fgmoe_dist.decoders.fgmoe import Balance, FGMoE, Output, balance_losses, create_model
+from fgmoe_dist.encoders.features import check_cache, train_transform
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.layer import RoutedExperts
-from fgmoe_dist.models.fgmoe import Balance, FGMoE, Output, balance_losses, create_model
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
-from fgmoe_dist.training.engine import create_engine, learning_rate, set_learning_rate
-from fgmoe_dist.training.features import check_cache, train_transform
+from fgmoe_dist.training.engines.deepspeed import create_engine, learning_rate, set_learning_rate
 
 
 @dataclass

@@ -10,12 +10,12 @@ from fgmoe_dist.files import write_json
 
 # Each module offers `add_arguments(parser)` and `run(args) -> figures`.
 BENCHES = {
-    "data": ("fgmoe_dist.data.bench", "reading and augmenting full-size samples"),
-    "boundary": ("fgmoe_dist.evaluation.boundary.bench", "boundary scoring of an image at 101 thresholds"),
-    "moe": ("fgmoe_dist.experts.bench", "a block's routed experts beside stock layers and a dense MLP"),
-    "machine": ("fgmoe_dist.planning.bench_machine", "a profile of this machine, for fgmoe plan"),
-    "step": ("fgmoe_dist.planning.bench_step", "training steps of a configuration, by stage, beside their plan"),
-    "plan": ("fgmoe_dist.planning.bench_plan", "the error of fgmoe plan on this machine"),
+    "data": ("fgmoe_dist.benches.data", "reading and augmenting full-size samples"),
+    "boundary": ("fgmoe_dist.benches.boundary", "boundary scoring of an image at 101 thresholds"),
+    "moe": ("fgmoe_dist.benches.moe", "a block's routed experts beside stock layers and a dense MLP"),
+    "machine": ("fgmoe_dist.benches.machine", "a profile of this machine, for fgmoe plan"),
+    "step": ("fgmoe_dist.benches.step", "training steps of a configuration, by stage, beside their plan"),
+    "plan": ("fgmoe_dist.benches.plan", "the error of fgmoe plan on this machine"),
 }
 
 

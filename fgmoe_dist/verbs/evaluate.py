@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         check_writable(args.json, "--json")
     with process_group() as ranks:
+        from fgmoe_dist.checkpoints.checkpoint import load_model
         from fgmoe_dist.data.augment import EvalTransform
         from fgmoe_dist.data.shardset import ShardSet
         from fgmoe_dist.evaluation.evaluate import evaluate
         from fgmoe_dist.evaluation.table import print_scores
-        from fgmoe_dist.training.checkpoint import load_model
 
         model, config, info = load_model(args.checkpoint)
         shards = ShardSet.open(args.shards or config.data.val)

@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.ranks import prepare_deepspeed
 
     prepare_deepspeed()
+    from fgmoe_dist.checkpoints.checkpoint import load_model
     from fgmoe_dist.export.verify import differences
     from fgmoe_dist.export.write import check_can_export, convert_model
-    from fgmoe_dist.training.checkpoint import load_model
 
     model, _, state = load_model(args.checkpoint, kernel="reference")
     model = model.float()

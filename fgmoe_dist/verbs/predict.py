@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.ranks import prepare_deepspeed
 
     prepare_deepspeed()
+    from fgmoe_dist.checkpoints.checkpoint import load_model
+    from fgmoe_dist.drawing.panel import panel
     from fgmoe_dist.evaluation.evaluate import save_predictions
-    from fgmoe_dist.evaluation.panel import panel
     from fgmoe_dist.evaluation.predict import predict_image
     from fgmoe_dist.progress import track
-    from fgmoe_dist.training.checkpoint import load_model
 
     model, config, info = load_model(args.checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,9 +8,9 @@ import re
 import time
 from pathlib import Path
 
-from fgmoe_dist.data.rooms import LAYOUTS, write_rooms
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
+from fgmoe_dist.rooms import LAYOUTS, write_rooms
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

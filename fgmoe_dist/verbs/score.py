@@ -49,11 +49,11 @@ def _cores() -> int:
 
 def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.data.layouts import read_id_list
-    from fgmoe_dist.evaluation.delta_m import relative_gains
     from fgmoe_dist.evaluation.score import score
     from fgmoe_dist.evaluation.scores import check_writable, read_scores
     from fgmoe_dist.evaluation.table import print_scores
     from fgmoe_dist.files import write_json
+    from fgmoe_dist.metrics.delta_m import relative_gains
     from fgmoe_dist.tasks import create_tasks
 
     # What can be wrong is looked at before the work, which may take minutes.
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     if args.details:
         write_json(args.details, scored.details())
     if args.report:
-        from fgmoe_dist.evaluation.report.page import write_report
+        from fgmoe_dist.reports.page import write_report
 
         title, subtitle = f"Scores of {args.predictions.name}", _describe(args, info, count)
         page = write_report(args.report, tasks, scored, parts, args.predictions, info, title, subtitle, baseline, gains)

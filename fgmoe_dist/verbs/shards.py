@@ -124,7 +124,7 @@ def _features(args: argparse.Namespace) -> None:
     views = args.views if args.views is not None else config.data.views or 4
     with process_group() as ranks:
         from fgmoe_dist.data.shards import summary
-        from fgmoe_dist.training.features import build_features
+        from fgmoe_dist.encoders.features import build_features
 
         figures = summary(build_features(config, args.out, views, ranks, workers=args.workers))
         if not ranks.is_first:

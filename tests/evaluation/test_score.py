@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.meters import DepthMeter, IoUMeter, NormalsMeter
 from fgmoe_dist.evaluation.score import read_prediction, score
+from fgmoe_dist.metrics.meters import DepthMeter, IoUMeter, NormalsMeter
 
 SHAPE = (6, 8)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.constant import constant_baseline
-from fgmoe_dist.evaluation.meters import BoundaryMeter, DepthMeter, IoUMeter, NormalsMeter
 from fgmoe_dist.evaluation.scorer import Scorer
+from fgmoe_dist.metrics.constant import constant_baseline
+from fgmoe_dist.metrics.meters import BoundaryMeter, DepthMeter, IoUMeter, NormalsMeter
 
 SHAPE = (12, 15)
 

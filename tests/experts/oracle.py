@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from fgmoe_dist.config import Experts
+from fgmoe_dist.experts.settings import Experts
 
 
 def gelu(x: Tensor) -> Tensor:

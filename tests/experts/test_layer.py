@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 import torch
 
-from fgmoe_dist.config import Experts
 from fgmoe_dist.experts.bank import WEIGHTS, initial_expert
+from fgmoe_dist.experts.settings import Experts
 from tests.experts.oracle import routed_experts
 from tests.ranks import run_ranks
 

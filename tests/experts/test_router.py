@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgmoe_dist.config import Experts
+from fgmoe_dist.decoders.fgmoe import balance_losses
 from fgmoe_dist.experts.router import BalanceLosses, BalanceTerms, Routers, keep_best_groups, over_capacity
-from fgmoe_dist.models.fgmoe import balance_losses
+from fgmoe_dist.experts.settings import Experts
 from tests.experts import oracle
 from tests.ranks import run_ranks
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from fgmoe_dist.checkpoints.folder import WHOLE, CheckpointState
 from fgmoe_dist.config import build_config
-from fgmoe_dist.training.checkpoint_folder import WHOLE, CheckpointState
 from tests.runs import SETTINGS
 
 TASKS = ["semseg", "depth"]
@@ -18,7 +18,7 @@ def tiny_model(**experts: Any):
 
     Every weight is moved from its first value: mixers sample off the grid, experts and gates differ.
     """
-    from fgmoe_dist.models.fgmoe import create_model
+    from fgmoe_dist.decoders.fgmoe import create_model
 
     config = build_config(
         {

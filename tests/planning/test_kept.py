@@ -10,9 +10,9 @@ import torch
 from fgmoe_dist.config import build_config
 from fgmoe_dist.experts.kernels import KERNELS, BankWeights, choose_kernel
 from fgmoe_dist.experts.layer import create_routed_experts
-from fgmoe_dist.models.fgmoe import PRECISIONS
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.kept import kernel_keeps, planned_kernel, routed_bytes
+from fgmoe_dist.precision import PRECISIONS
 
 C, H, K, EXPERTS = 64, 16, 4, 8
 

@@ -98,7 +98,7 @@ def engine_bytes(config) -> dict[str, int]:
     """What an engine holds after a step, on this rank."""
     from deepspeed.moe.utils import is_moe_param
 
-    from fgmoe_dist.training.engine import create_engine
+    from fgmoe_dist.training.engines.deepspeed import create_engine
 
     engine = create_engine(Model(config), config)
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.data.augment import empty_labels
+from fgmoe_dist.decoders.fgmoe import create_model
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.models.fgmoe import create_model
 from fgmoe_dist.planning.trace import AnyDataset, _Unrouted, count
 from tests.runs import SETTINGS
 

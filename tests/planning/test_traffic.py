@@ -7,7 +7,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from fgmoe_dist.config import Experts, build_config
+from fgmoe_dist.config import build_config
+from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.planning.layout import Layout
 from fgmoe_dist.planning.traffic import exchanges, missed_chance, row_bytes, rows_to_a_rank, traffic
 from tests.planning.test_memory import counts, tiny
@@ -103,7 +104,7 @@ def reduced_bytes(config) -> list[tuple[str, int, int]]:
     """The all-reduces of one step's gradients: bytes and ranks of the group; the few numbers of the norm aside."""
     import torch.distributed as dist
 
-    from fgmoe_dist.training.engine import create_engine
+    from fgmoe_dist.training.engines.deepspeed import create_engine
     from tests.training.test_engine import Model
 
     engine = create_engine(Model(config), config)

@@ -33,7 +33,7 @@ class Model(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        from fgmoe_dist.models.block import FGMoEBlock
+        from fgmoe_dist.decoders.parts.block import FGMoEBlock
 
         torch.manual_seed(3)
         self.first = nn.Linear(C, C)
@@ -61,7 +61,7 @@ def image_loss(model, step, number):
 def train_on_ranks(config):
     import torch.distributed as dist
 
-    from fgmoe_dist.training.engine import create_engine
+    from fgmoe_dist.training.engines.deepspeed import create_engine
 
     engine = create_engine(Model(config), config)
     accumulation = engine.gradient_accumulation_steps()

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fgmoe_dist.checkpoints.folder import find_checkpoint, read_state, rewind
 from fgmoe_dist.config import build_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tracking.run_folder import RunFolder
-from fgmoe_dist.training.checkpoint_folder import find_checkpoint, read_state, rewind
 from fgmoe_dist.training.loop import _choose_checkpoint
+from tests.checkpoints.test_checkpoint import state_of
 from tests.runs import Runs
-from tests.training.test_checkpoint import state_of
 
 FEW = dict(tasks="[semseg, depth]", decoder__blocks=1)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fgmoe_dist.training.checkpoint_folder import find_checkpoint, read_state
+from fgmoe_dist.checkpoints.folder import find_checkpoint, read_state
 from tests.runs import Runs, finish, losses, start
 
 pytestmark = pytest.mark.dist

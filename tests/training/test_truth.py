@@ -85,7 +85,7 @@ def crowd() -> Tensor:
 
 
 def create_block(case: Case, config: Config) -> nn.Module:
-    from fgmoe_dist.models.block import FGMoEBlock
+    from fgmoe_dist.decoders.parts.block import FGMoEBlock
 
     torch.manual_seed(3)
     block = FGMoEBlock(case.tasks, C, config.experts, config.parallel.ep_size, block=0, seed=5)
@@ -115,9 +115,9 @@ def train_one(case: Case, config: Config) -> dict[str, Any]:
     import torch.distributed as dist
     from deepspeed.utils import safe_get_full_grad
 
+    from fgmoe_dist.decoders.fgmoe import balance_losses
     from fgmoe_dist.experts.router import BalanceTerms
-    from fgmoe_dist.models.fgmoe import balance_losses
-    from fgmoe_dist.training.engine import create_engine
+    from fgmoe_dist.training.engines.deepspeed import create_engine
 
     engine = create_engine(create_block(case, config), config)
     answer: dict[str, Any] = {"norms": [], "losses": []}
@@ -203,7 +203,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def block_of_loops(p: dict, u_TNC: Tensor, a_NC: Tensor, config: Config, images: int, bias_TE: Tensor) -> Tensor:
-    """`models/block.py`'s formula, expert by expert and, where experts are chosen, token by token."""
+    """`decoders/parts/block.py`'s formula, expert by expert and, where experts are chosen, token by token."""
     x_TNC = layer_norm(u_TNC, p["norm.weight"], p["norm.bias"])
     a_NC = layer_norm(a_NC, p["global_norm.weight"], p["global_norm.bias"])
     router_TCE, groups = p["routed.routers.weight_TCE"], config.expert_groups

@@ -7,10 +7,10 @@ import resource
 
 import pytest
 
+from fgmoe_dist.checkpoints import checkpoint
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export import verify
 from fgmoe_dist.export.load import load_exported
-from fgmoe_dist.training import checkpoint
 from fgmoe_dist.verbs import export
 from tests.export.models import tiny_model
 from tests.runs import Runs

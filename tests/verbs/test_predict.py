@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fgmoe_dist.checkpoints import checkpoint
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.training import checkpoint
 from fgmoe_dist.verbs import predict
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)

@@ -1,0 +1,267 @@
+"""Logical checkpoints: experts by (block, task, expert), never by rank, so that any layout loads any other's.
+
+`checkpoints/step-00000120/` holds
+
+    state.json                     step, configuration, data set, encoder, who wrote it
+    decoder.safetensors            replicated parameters: NAME.weight, NAME.exp_avg, NAME.exp_avg_sq, fp32;
+                                   persistent buffers outside the encoder: NAME.weight, fp32
+    experts-000-of-002.safetensors blocks.B.experts.TASK.EXPERT.WEIGHT.weight and its moments, one file an expert rank
+
+This module takes what a rank has to write out of the engine (`take_snapshot`), writes it (`write_snapshot`), and loads
+it again; `checkpoints/writer.py` decides when, `checkpoints/folder.py` names. The frozen encoder is not in a
+checkpoint, only its name and checksum. safetensors holds no code, so nothing is executed on loading.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Iterator, Mapping, NamedTuple, Optional
+
+import torch
+import torch.distributed as dist
+from deepspeed.moe.utils import is_moe_param
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.utils import groups
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fgmoe_dist.checkpoints.folder import WHOLE, CheckpointState, find_checkpoint, read_state
+from fgmoe_dist.checkpoints.optimizer_state import MOMENTS, OptimizerState
+from fgmoe_dist.config import Config, build_config
+from fgmoe_dist.decoders.fgmoe import FGMoE, create_model
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.layer import LogicalExpert, RoutedExperts
+
+KINDS = ("weight", *MOMENTS)
+
+# Where a block keeps its routers, and where the layers of other libraries do.
+ROUTERS = "routed.routers.weight_TCE"
+STOCK_GATES = {
+    "deepspeed": "routed.layers.{}.deepspeed_moe.gate.wg.weight",
+    "fairscale": "routed.layers.{}.gate.wg.weight",
+}
+
+
+class Piece(NamedTuple):
+    """A tensor in host memory, and each name it is written under: whole, or the slice at an index."""
+
+    value: Tensor
+    names: list[tuple[str, Optional[int]]]
+
+
+Snapshot = dict[str, list[Piece]]  # by the name of the file
+
+
+def take_snapshot(engine: DeepSpeedEngine) -> Snapshot:
+    """What this rank writes of a checkpoint, apart from all that the next step changes. A collective.
+
+    Rank 0 writes what is replicated, the first copy of the experts writes them; the others only take part in gathering.
+    """
+    optimizer, model, snapshot = OptimizerState(engine), engine.module, {}
+    decoder = snapshot.setdefault("decoder.safetensors", []) if dist.get_rank() == 0 else None
+    for name, parameter in _replicated(model):
+        _take(optimizer, parameter, [(name, None)], decoder)
+    if decoder is not None:
+        decoder += [Piece(_copied(buffer.float()), [(f"{name}.weight", None)]) for name, buffer in buffers_of(model)]
+    for prefix, layer in _expert_layers(model):
+        group = layer.expert_group_name
+        experts = None
+        if groups._get_expert_data_parallel_rank(group) == 0:
+            rank = groups._get_expert_parallel_rank(group)
+            experts = snapshot.setdefault(f"experts-{rank:03d}-of-{layer.ep_size:03d}.safetensors", [])
+        for parameter, members in _by_parameter(layer):
+            _take(optimizer, parameter, [(_expert_name(prefix, e), e.index) for e in members], experts)
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()  # the copies to host memory
+    return snapshot
+
+
+def write_snapshot(snapshot: Snapshot, folder: Path) -> None:
+    """Writes a rank's files, down to the disk, and empties `snapshot`. OSError or SafetensorError if it fails."""
+    for name, pieces in snapshot.items():
+        tensors = {}
+        while pieces:
+            value, names = pieces.pop()
+            tensors.update({key: value if index is None else value[index].clone() for key, index in names})
+        save_file(tensors, folder / name)
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def _take(optimizer: OptimizerState, parameter: nn.Parameter, names: list, pieces: Optional[list[Piece]]) -> None:
+    values = optimizer.get(parameter)
+    if pieces is not None:
+        for kind, value in values.items():
+            # What was gathered on a CPU is a copy already.
+            value = value if optimizer.sharded and not value.is_cuda else _copied(value)
+            pieces.append(Piece(value, [(f"{name}.{kind}", index) for name, index in names]))
+
+
+def _copied(value: Tensor) -> Tensor:
+    """`value` in host memory of its own; from a GPU on its way into pinned memory, which torch keeps for the next."""
+    return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value, non_blocking=True)
+
+
+def resume(engine: DeepSpeedEngine, checkpoint: Path, expected: Mapping[str, Any]) -> CheckpointState:
+    """Loads weights, moments and optimiser step into `engine`, whatever layout wrote them.
+
+    `expected` are facts the run must share with the checkpoint (`tasks`, `encoder_checksum`). Raises UserError where
+    one differs, a tensor is missing or misshapen, a buffer has no place here, or a file is damaged.
+    """
+    state = read_state(checkpoint)
+    for key, value in expected.items():
+        if getattr(state, key) != value:
+            raise UserError(
+                f"checkpoint {checkpoint}: its {key} is {getattr(state, key)}, this run's is {value};"
+                f" use the same settings, or start anew with --resume never and another run.dir"
+            )
+    for name in sorted({*state.buffers} - {name for name, _ in buffers_of(engine.module)}):
+        raise UserError(
+            f"checkpoint {checkpoint}: this model has no {name}; experts.bias_update_rate=0 would drop the learnt"
+            f" biases, keep a rate above 0 (1e-9 freezes them in effect)"
+        )
+    optimizer = OptimizerState(engine)
+    with _Reader(checkpoint) as reader:
+        for name, parameter in _replicated(engine.module):
+            optimizer.set(parameter, {kind: reader.read(f"{name}.{kind}", parameter.shape) for kind in KINDS})
+        for prefix, layer in _expert_layers(engine.module):
+            _load_experts(reader, prefix, layer, optimizer)
+        _load_buffers(reader, engine.module, state)
+    optimizer.step = state.step
+    return state
+
+
+def load_model(path: Path, kernel: str = "auto") -> tuple[FGMoE, Config, CheckpointState]:
+    """The trained model of a run folder or checkpoint, whole on this process, ready to predict.
+
+    Its experts are computed by `kernel` of the fused backend whichever trained them: the weights mean the same.
+    UserError if there is no checkpoint, or the encoder's weights are not those it was trained on.
+    """
+    checkpoint = find_checkpoint(Path(path))
+    if checkpoint is None:
+        raise UserError(
+            f"--checkpoint {path}: no checkpoint there; name a run folder or one of its checkpoints/step-... folders"
+        )
+    state = read_state(checkpoint)
+    config = build_config(
+        state.changed_config(WHOLE, {"experts": {"kernel": kernel}}), origin=str(checkpoint / "state.json")
+    )
+    model = create_model(config, state)
+    if model.encoder.checksum != state.encoder_checksum:
+        raise UserError(
+            f"checkpoint {checkpoint}: was trained on other encoder weights than encoder.weights="
+            f"{config.encoder.weights} gives here ({model.encoder.source}); install or download those"
+        )
+    with _Reader(checkpoint) as reader, torch.no_grad():
+        for name, parameter in _replicated(model):
+            stock_gate = STOCK_GATES.get(state.config["experts"]["backend"])
+            if stock_gate and name.endswith(ROUTERS):
+                parameter.copy_(_read_stock_gates(reader, name.replace(ROUTERS, stock_gate), parameter.shape))
+            else:
+                parameter.copy_(reader.read(f"{name}.weight", parameter.shape))
+        for prefix, layer in _expert_layers(model):
+            for e in layer.logical_experts():
+                target = e.parameter if e.index is None else e.parameter[e.index]
+                target.copy_(reader.read(f"{_expert_name(prefix, e)}.weight", target.shape))
+        _load_buffers(reader, model, state)
+    if config.train.precision == "bf16":  # as the engine cast it; scored in another precision it would score otherwise
+        model = model.to(torch.bfloat16)
+    return model.eval(), config, state
+
+
+def _read_stock_gates(reader: _Reader, name: str, shape_TCE: torch.Size) -> Tensor:
+    """The fused backend's routers from a stock backend's gates, one `[E, C]` a task."""
+    tasks, channels, experts = shape_TCE
+    gates = [reader.read(f"{name.format(t)}.weight", torch.Size([experts, channels])) for t in range(tasks)]
+    return torch.stack([gate_EC.T for gate_EC in gates])
+
+
+def _load_experts(reader: _Reader, prefix: str, layer: RoutedExperts, optimizer: OptimizerState) -> None:
+    for parameter, members in _by_parameter(layer):
+        values = {}
+        for kind in KINDS:
+            shape = parameter.shape if members[0].index is None else parameter.shape[1:]
+            slices = [reader.read(f"{_expert_name(prefix, e)}.{kind}", shape) for e in members]
+            values[kind] = slices[0] if members[0].index is None else torch.stack(slices)
+        optimizer.set(parameter, values)
+
+
+def _load_buffers(reader: _Reader, model: nn.Module, state: CheckpointState) -> None:
+    """What the checkpoint says it holds must be there; a buffer that came into the model later keeps its first value.
+
+    So it was with the run that wrote the checkpoint: it had no such buffer, which is what the first value stands for.
+    """
+    for name, buffer in buffers_of(model):
+        if name in state.buffers:
+            buffer.copy_(reader.read(f"{name}.weight", buffer.shape))
+
+
+def buffers_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Persistent buffers outside the frozen encoder, which must be the same on every rank."""
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, nn.Parameter) and not name.startswith("encoder."):
+            yield _plain(name), value
+
+
+def _replicated(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not is_moe_param(parameter):
+            yield _plain(name), parameter
+
+
+def _expert_layers(model: nn.Module) -> Iterator[tuple[str, RoutedExperts]]:
+    for module in model.modules():
+        if isinstance(module, RoutedExperts):
+            yield f"blocks.{module.block}.experts", module
+
+
+def _by_parameter(layer: RoutedExperts) -> Iterator[tuple[nn.Parameter, list[LogicalExpert]]]:
+    """Every parameter with the experts it holds: all of a stacked one's, one of a stock layer's."""
+    held: dict[int, list[LogicalExpert]] = {}
+    for expert in layer.logical_experts():
+        held.setdefault(id(expert.parameter), []).append(expert)
+    return ((members[0].parameter, members) for members in held.values())
+
+
+def _expert_name(prefix: str, expert: LogicalExpert) -> str:
+    return f"{prefix}.{expert.task}.{expert.expert}.{expert.weight}"
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without what activation checkpointing put in between."""
+    return name.replace("_checkpoint_wrapped_module.", "")
+
+
+class _Reader:
+    """Finds a tensor by name in whichever file of the checkpoint holds it."""
+
+    def __init__(self, checkpoint: Path):
+        self.checkpoint, self._where, self._files = checkpoint, {}, []
+
+    def __enter__(self) -> _Reader:
+        for path in sorted(self.checkpoint.glob("*.safetensors")):
+            try:
+                file = safe_open(path, framework="pt", device="cpu")
+                self._where.update({key: file for key in file.keys()})  # noqa: SIM118 - no dict, cannot be iterated
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"checkpoint {path}: is damaged ({error}); resume from an older one") from None
+            self._files.append(file)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._where, self._files = {}, []
+
+    def read(self, name: str, shape: torch.Size) -> Tensor:
+        if name not in self._where:
+            raise UserError(
+                f"checkpoint {self.checkpoint}: has no {name}; it was written for another model, or a file is missing"
+            )
+        value = self._where[name].get_tensor(name)
+        if value.shape != shape:
+            raise UserError(
+                f"checkpoint {self.checkpoint}: {name} is {list(value.shape)}, the model's is {list(shape)};"
+                f" use the configuration it was trained with"
+            )
+        return value

