@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Iterator
 
-from deepspeed.moe.utils import is_moe_param
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -18,6 +17,7 @@ from fgmoe_dist.decoders.parts.mixer import MixerLayer
 from fgmoe_dist.evaluation.evaluate import evaluate
 from fgmoe_dist.experts.backends.stock import StockExperts
 from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.experts.router import Routers
 from fgmoe_dist.planning.traffic import exchange_bytes
 from fgmoe_dist.tracking.mlflow_run import resolve_uri
@@ -31,9 +31,9 @@ def parameter_counts(model: FGMoE, config: Config) -> dict[str, int]:
     of different size (heads) count with their mean over tasks.
     """
     tasks, experts = len(config.tasks), config.experts
-    replicated = sum(p.numel() for p in model.parameters() if not is_moe_param(p))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad and not is_moe_param(p))
-    routed = config.parallel.ep_size * sum(p.numel() for p in model.parameters() if is_moe_param(p))
+    replicated = sum(p.numel() for p in model.parameters() if not is_expert_parameter(p))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad and not is_expert_parameter(p))
+    routed = config.parallel.ep_size * sum(p.numel() for p in model.parameters() if is_expert_parameter(p))
     own = sum(p.numel() for p in _parameters_apart(model))
     return {
         "total": replicated + routed,
@@ -47,7 +47,7 @@ def _parameters_apart(model: FGMoE) -> Iterator[nn.Parameter]:
     """The replicated parameters of which every task has its own."""
     for module in model.modules():
         if isinstance(module, (Head, MixerLayer, Routers, SharedExperts, StockExperts)):
-            yield from (p for p in module.parameters() if not is_moe_param(p))
+            yield from (p for p in module.parameters() if not is_expert_parameter(p))
         elif isinstance(module, GlobalExperts):
             yield from (module.gate_TCG, module.gate_bias_TG)
         elif isinstance(module, Aggregator):

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any, Iterator, Sequence
 
 import torch
-from deepspeed.moe.utils import is_moe_param
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -24,6 +23,7 @@ from fgmoe_dist.config import Config
 from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.decoders.fgmoe import FGMoE
 from fgmoe_dist.encoders.frozen import FrozenEncoder
+from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.experts.router import BalanceTerms
 from fgmoe_dist.planning.counts import Counts, Work
 from fgmoe_dist.precision import PRECISIONS
@@ -55,7 +55,7 @@ def count(config: Config) -> Counts:
     with META, recorder:
         encoder, levels = _trace_encoder(config, recorder)
         model = _meta_model(config, levels)
-        expert_parameters = sum(p.numel() for p in model.parameters() if is_moe_param(p))
+        expert_parameters = sum(p.numel() for p in model.parameters() if is_expert_parameter(p))
         for block in model.blocks:
             block.routed = _Unrouted(block.routed.routers, config)
         _mark_parts(model, recorder)
