@@ -64,7 +64,7 @@ def train_on_ranks(config):
     from fgmoe_dist.training.engines.deepspeed import create_engine
 
     engine = create_engine(Model(config), config)
-    accumulation = engine.gradient_accumulation_steps()
+    accumulation = engine.accumulation
     losses, norms = [], []
     for step in range(STEPS):
         total = torch.zeros(())
@@ -75,7 +75,7 @@ def train_on_ranks(config):
             total += loss.detach() / accumulation
         dist.all_reduce(total)
         losses.append(total.item() / dist.get_world_size())
-        norms.append(float(engine.get_global_grad_norm()))
+        norms.append(engine.grad_norm)
     return losses, norms
 
 
