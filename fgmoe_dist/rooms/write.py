@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import PARTIAL, write_atomically
 from fgmoe_dist.progress import track
 from fgmoe_dist.rooms.camera import choose
 from fgmoe_dist.rooms.labels import KINDS
@@ -30,7 +31,6 @@ from fgmoe_dist.rooms.streams import SPLITS, stream
 
 LAYOUTS = ("nyud", "pascal")
 _MANIFEST = "rooms.json"
-_BESIDE = ".unfinished"
 _GENERATOR = 1  # raise it when the same seed no longer gives the same bytes
 
 
@@ -71,7 +71,7 @@ def write_rooms(layout, out, train, val, seed, size=(256, 336), workers=None) ->
         pass
     for split in SPLITS:
         lines = [image_id(split, index) + "\n" for index in range(getattr(wanted, split))]
-        _save(root / _LISTS[layout] / f"{split}.txt", "".join(lines).encode())
+        write_atomically(root / _LISTS[layout] / f"{split}.txt", "".join(lines).encode())
 
 
 def image_id(split: str, index: int) -> str:
@@ -94,7 +94,7 @@ def _claim(root, wanted):
     manifest, content = root / _MANIFEST, json.dumps(asdict(wanted), indent=1).encode() + b"\n"
     if manifest.exists():
         if manifest.read_bytes() == content:
-            for leftover in root.rglob(f".*{_BESIDE}"):  # of a run that was killed
+            for leftover in root.rglob(f".*{PARTIAL}"):  # of a run that was killed
                 leftover.unlink()
         else:
             raise UserError(
@@ -103,7 +103,7 @@ def _claim(root, wanted):
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} exists and is not a set of rooms: give an empty or new folder as --out")
     root.mkdir(parents=True, exist_ok=True)
-    _save(manifest, content)
+    write_atomically(manifest, content)
 
 
 def _difference(manifest, wanted):
@@ -135,7 +135,7 @@ def _render_and_write(root, wanted, split, index):
     scene, view, image_HW3 = render(wanted.layout, wanted.seed, split, index, wanted.size)
     files = _FILES[wanted.layout](image_id(split, index), scene, view, image_HW3)
     for path, content in files.items():
-        _save(root / path, content)
+        write_atomically(root / path, content)
 
 
 def render(layout: str, seed: int, split: str, index: int, size) -> tuple[Scene, View, np.ndarray]:
@@ -276,10 +276,3 @@ def _mat(variables):
     header, variable = stream_.getvalue()[116:128], zlib.compress(stream_.getvalue()[128:], 1)
     tag = struct.pack("=II", 15, len(variable))  # miCOMPRESSED, in the byte order that the header declares
     return b"MATLAB 5.0 MAT-file, written by fgmoe rooms".ljust(116) + header + tag + variable
-
-
-def _save(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}{_BESIDE}")
-    beside.write_bytes(content)
-    beside.replace(path)
