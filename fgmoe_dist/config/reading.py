@@ -5,9 +5,8 @@ All mistakes are collected and reported at once; an unknown key is refused with 
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Sequence
 
 import yaml
 from pydantic import ValidationError
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 from fgmoe_dist.config.rules import conflicts, list_problems
 from fgmoe_dist.config.schema import Config
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.settings import Section
+from fgmoe_dist.settings import Section, explain_validation, location
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -38,10 +37,10 @@ def build_config(values: dict[str, Any], origin: str = "configuration", known_pr
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        problems += [_explain(entry) for entry in error.errors()]
+        problems += explain_validation(error, Config, "`--print-config` lists them all")
         # Drop what is faulty so that the remaining fields can still be checked against each other.
         for entry in error.errors():
-            _drop(values, entry["loc"])
+            _drop(values, location(Config, entry["loc"]))
         try:
             config = Config.model_validate(values)
         except ValidationError:
@@ -113,34 +112,6 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[leaf] = yaml.safe_load(text) if text else ""  # YAML reads nothing as null
     except yaml.YAMLError:
         values[leaf] = text
-
-
-def _explain(entry: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in entry["loc"])
-    if entry["type"] != "extra_forbidden":
-        return f"{key}={entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
-    near = _nearest_key(key)
-    return f"{key}: no such key" + (f"; did you mean {near}?" if near else "; `--print-config` lists them all")
-
-
-def _nearest_key(key: str) -> Optional[str]:
-    """A name like it in the same section, else one very like it anywhere; sections in common say nothing."""
-    section, _, leaf = key.rpartition(".")
-    known = [name.rpartition(".") for name in _known_keys()]
-    for beside, cutoff in (({name: above for above, _, name in known if above == section}, 0.6),
-                           ({name: above for above, _, name in known}, 0.8)):  # fmt: skip
-        for name in difflib.get_close_matches(leaf, beside, n=1, cutoff=cutoff):
-            return f"{beside[name]}.{name}".lstrip(".")
-    return None
-
-
-def _known_keys() -> list[str]:
-    keys = []
-    for name, field in Config.model_fields.items():
-        keys.append(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += [f"{name}.{inner}" for inner in field.annotation.model_fields]
-    return keys
 
 
 def _drop(values: Any, location: tuple) -> None:
