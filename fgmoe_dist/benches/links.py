@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fgmoe_dist.benches.rates import middle_mean
-from fgmoe_dist.planning.machine import Links, fit_link
+from fgmoe_dist.planning.profile import Links, fit_link
 
 SIZES = tuple(4**n * 1024 for n in range(1, 8))  # 4 KiB to 16 MiB
 REPEATS = 7

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """The profile as `fgmoe plan --machine` reads it. Under a launcher only rank 0 has it."""
     if min(args.ranks) < 1 or args.milliseconds <= 0:
         raise UserError("--ranks and --milliseconds must be positive")
-    from fgmoe_dist.planning.machine import machine_json
+    from fgmoe_dist.planning.profile import machine_json
     from fgmoe_dist.ranks import process_group
 
     if "RANK" in os.environ:
@@ -110,7 +110,7 @@ def assemble(worlds: dict[int, dict[str, Any]]) -> Any:
     """One `Machine` from what each number of ranks a node found."""
     import torch
 
-    from fgmoe_dist.planning.machine import Machine
+    from fgmoe_dist.planning.profile import Machine
 
     first = worlds[min(worlds)]
     internode = first["internode"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgmoe_dist.experts.kernels import KERNELS, BankWeights, choose_kernel
-from fgmoe_dist.planning.machine import Compute, Curve
+from fgmoe_dist.planning.profile import Compute, Curve
 from fgmoe_dist.precision import PRECISIONS
 
 GRID = (56, 72)

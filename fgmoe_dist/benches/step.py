@@ -35,7 +35,7 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from fgmoe_dist.config import load_config
-    from fgmoe_dist.planning.machine import read_machine
+    from fgmoe_dist.planning.profile import read_machine
 
     check_layouts(args)
     config = load_config(args.config, args.set)

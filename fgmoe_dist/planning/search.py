@@ -1,4 +1,4 @@
-"""The layouts of a configuration on so many ranks, what each costs, and the one to take."""
+"""The placements of a configuration on so many ranks, what each costs, and the one to take."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Callable, Iterator, Optional
 from fgmoe_dist.config import Config, build_config, check_world
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.planning.counts import Counts
-from fgmoe_dist.planning.layout import Layout
-from fgmoe_dist.planning.machine import Machine
 from fgmoe_dist.planning.memory import memory
+from fgmoe_dist.planning.placement import Placement
+from fgmoe_dist.planning.profile import Machine
 from fgmoe_dist.planning.times import Part, predict, total
 from fgmoe_dist.planning.traffic import Sent, traffic
 
@@ -23,7 +23,7 @@ LINKS = ("far", "near")  # the slower first
 class Candidate:
     """One ep_size and what a rank needs with it."""
 
-    layout: Layout
+    placement: Placement
     memory: dict[str, float]  # bytes by use
     traffic: list[Sent]  # a step
     parts: Optional[list[Part]]  # of a step; None where no machine was given
@@ -31,7 +31,7 @@ class Candidate:
 
     @property
     def ep_size(self) -> int:
-        return self.layout.ep_size
+        return self.placement.ep_size
 
     @property
     def memory_bytes(self) -> float:
@@ -73,7 +73,7 @@ def make_plan(
 
     def costs(config: Config, counts: Counts) -> list[Candidate]:
         sizes, _ = ep_sizes(config, nodes, gpus, ep_size)
-        return [_cost(config, counts, Layout(nodes, gpus, size), machine, limit, imbalance) for size in sizes]
+        return [_cost(config, counts, Placement(nodes, gpus, size), machine, limit, imbalance) for size in sizes]
 
     counts = count(config)
     candidates = costs(config, counts)
@@ -127,7 +127,7 @@ def changed(config: Config, **sections: dict[str, Any]) -> Config:
 
 
 def check_machine(machine: Machine, config: Config, nodes: int, gpus: int) -> None:
-    """UserError if `machine` was not measured in what `config` and the layout need."""
+    """UserError if `machine` was not measured in what `config` and the placement need."""
     cure = "measure again with fgmoe bench machine"
     for compute in machine.compute.values():
         for precision in {"fp32", config.train.precision, config.encoder_precision}:
@@ -143,14 +143,19 @@ def check_machine(machine: Machine, config: Config, nodes: int, gpus: int) -> No
 
 
 def _cost(
-    config: Config, counts: Counts, layout: Layout, machine: Optional[Machine], limit: Optional[float], imbalance: float
+    config: Config,
+    counts: Counts,
+    placement: Placement,
+    machine: Optional[Machine],
+    limit: Optional[float],
+    imbalance: float,
 ) -> Candidate:
-    config, device = changed(config, parallel={"ep_size": layout.ep_size}), machine.device if machine else "cuda"
+    config, device = changed(config, parallel={"ep_size": placement.ep_size}), machine.device if machine else "cuda"
     base = {"libraries": machine.base_bytes} if machine else {}
-    needed = {**base, **memory(config, counts, layout, device, imbalance)}
-    parts = predict(config, counts, layout, machine, imbalance) if machine else None
+    needed = {**base, **memory(config, counts, placement, device, imbalance)}
+    parts = predict(config, counts, placement, machine, imbalance) if machine else None
     fits = limit is None or sum(needed.values()) <= limit
-    return Candidate(layout, needed, traffic(config, counts, layout), parts, fits)
+    return Candidate(placement, needed, traffic(config, counts, placement), parts, fits)
 
 
 def _choose(fitting: list[Candidate], of: int, asked: bool) -> tuple[Candidate, str]:

@@ -10,9 +10,18 @@ import argparse
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from fgmoe_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.columns import Columns
+    from rich.table import Table
+
+    from fgmoe_dist.config import Config
+    from fgmoe_dist.planning.counts import Counts
+    from fgmoe_dist.planning.profile import Machine
+    from fgmoe_dist.planning.search import Candidate, Plan
 
 LATENCY_US = 10
 
@@ -72,7 +81,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"{option} {value:g}: says nothing without {other}; give that too, or leave it out")
 
 
-def _count(config: Any) -> Any:
+def _count(config: Config) -> Counts:
     from fgmoe_dist.ranks import prepare_deepspeed
 
     prepare_deepspeed()
@@ -81,8 +90,8 @@ def _count(config: Any) -> Any:
     return count(config)
 
 
-def _machine(args: argparse.Namespace) -> Optional[Any]:
-    from fgmoe_dist.planning.machine import Link, Links, read_machine
+def _machine(args: argparse.Namespace) -> Machine | None:
+    from fgmoe_dist.planning.profile import Link, Links, read_machine
 
     if args.machine is None:
         return None
@@ -93,20 +102,21 @@ def _machine(args: argparse.Namespace) -> Optional[Any]:
     return replace(machine, internode=Links(link, link), internode_source="assumed")
 
 
-def _print(config: Any, plan: Any, machine: Optional[Any]) -> None:
+def _print(config: Config, plan: Plan, machine: Machine | None) -> None:
     import sys
 
     from rich.console import Console
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
-    layout, train = plan.chosen.layout, config.train
+    placement, train = plan.chosen.placement, config.train
+    accumulation = train.batch_size // (train.micro_batch_size * placement.world)
     console.print(
-        f"{config.run.name}: {layout.world} ranks on {layout.nodes} node(s); a step of {train.batch_size} images is"
-        f" {layout.world} x {train.micro_batch_size} x {train.batch_size // (train.micro_batch_size * layout.world)};"
+        f"{config.run.name}: {placement.world} ranks on {placement.nodes} node(s);"
+        f" a step of {train.batch_size} images is {placement.world} x {train.micro_batch_size} x {accumulation};"
         f" {train.precision}, ZeRO {config.parallel.zero_stage}"
     )
     if machine:
-        source = f"; links between nodes {machine.internode_source}" if layout.nodes > 1 else ""
+        source = f"; links between nodes {machine.internode_source}" if placement.nodes > 1 else ""
         console.print(f"seconds as on {machine.name}{source}")
     console.print(_candidates(plan))
     for ep_size, reason in plan.left_out.items():
@@ -115,7 +125,7 @@ def _print(config: Any, plan: Any, machine: Optional[Any]) -> None:
     console.print(_details(plan.chosen))
 
 
-def _candidates(plan: Any) -> Any:
+def _candidates(plan: Plan) -> Table:
     from rich.table import Table
 
     table = Table("", "ep_size", "copies of the experts", "memory a rank", "sent on a node", "sent beyond", "a step")
@@ -124,7 +134,7 @@ def _candidates(plan: Any) -> Any:
         table.add_row(
             "*" if candidate is plan.chosen else "",
             str(candidate.ep_size),
-            str(candidate.layout.copies),
+            str(candidate.placement.copies),
             f"{candidate.memory_bytes / 2**30:.2f} GiB" + ("" if candidate.fits else ", too much"),
             f"{near / 2**20:.1f} MiB",
             f"{far / 2**20:.1f} MiB",
@@ -133,7 +143,7 @@ def _candidates(plan: Any) -> Any:
     return table
 
 
-def _details(candidate: Any) -> Any:
+def _details(candidate: Candidate) -> Columns:
     """Three tables side by side: where a rank's memory goes, its traffic, and its time."""
     from rich.columns import Columns
 
@@ -147,7 +157,7 @@ def _details(candidate: Any) -> Any:
     return Columns(tables)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Any:
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -157,7 +167,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Any:
     return table
 
 
-def _figures(args: argparse.Namespace, plan: Any, machine: Optional[Any]) -> dict[str, Any]:
+def _figures(args: argparse.Namespace, plan: Plan, machine: Machine | None) -> dict[str, Any]:
     return {
         "config": args.config,
         "set": args.set,

@@ -13,7 +13,7 @@ from fgmoe_dist.benches import step as bench_step
 from fgmoe_dist.benches.rates import measure_compute, middle_mean
 from fgmoe_dist.config import build_config
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.planning.machine import machine_json, read_machine
+from fgmoe_dist.planning.profile import machine_json, read_machine
 from fgmoe_dist.planning.search import make_plan
 from fgmoe_dist.planning.trace import count
 from tests.planning.machines import ELEMENTWISE, PRODUCTS

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
-from fgmoe_dist.planning.machine import Compute, Link, Links, fit_link, interpolate, machine_json, read_machine
+from fgmoe_dist.planning.profile import Compute, Link, Links, fit_link, interpolate, machine_json, read_machine
 from tests.planning.machines import flat_compute, machine
 
 
