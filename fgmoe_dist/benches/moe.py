@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.machine import processor, versions
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fgmoe_dist.benches.contenders import Point
 
 GRIDS = {
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def _device(wanted: Optional[str]) -> str:
+def _device(wanted: str | None) -> str:
     import torch
 
     if wanted == "cpu":
@@ -228,19 +229,10 @@ def _machine(device: str) -> dict[str, Any]:
     """What the figures were taken on."""
     import torch
 
-    from fgmoe_dist.machine import processor
-
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "deepspeed", "fairscale", "triton"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
     return {
         "processor": processor(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "versions": versions,
-        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0") != "0",
+        "versions": versions("torch", "deepspeed", "fairscale", "triton"),
     }
 
 
@@ -265,7 +257,7 @@ def _print(figures: dict[str, Any]) -> None:
         print(f"replicas with summed gradients are faster at {len(lost)} of {len(figures['replicas'])} points")
 
 
-def _table(points: list[dict[str, Any]]) -> Any:
+def _table(points: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     table = Table(title="Forward + backward of one block's routed experts, times the dense bound", padding=0)
