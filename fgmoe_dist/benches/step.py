@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
+from fgmoe_dist.arguments import add_config
 from fgmoe_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, see configs/")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
-    )  # fmt: skip
+    add_config(parser)
     add_layout_arguments(parser)
     parser.add_argument("--ep-size", type=int, nargs="+", metavar="E", help="default: 1 and as many as there are ranks")
     parser.add_argument(

@@ -20,19 +20,14 @@ import time
 from pathlib import Path
 from typing import Iterator
 
+from fgmoe_dist.arguments import add_checkpoint, add_json
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export import FORMATS
 from fgmoe_dist.files import whole_file, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="a run folder, its checkpoints folder, or one in it",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--format", required=True, choices=FORMATS, help="what to write, see above")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the file to write")
     parser.add_argument(
@@ -42,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="greatest difference allowed, as a share of the output's greatest magnitude (default 1e-4)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was exported and the differences there")
+    add_json(parser, "what was exported and the differences")
 
 
 def _tolerance(text: str) -> float:

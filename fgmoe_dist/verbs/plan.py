@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgmoe_dist.arguments import add_config, add_json
 from fgmoe_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ LATENCY_US = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, see configs/")
+    add_config(parser)
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default 1)")
     parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="ranks a node (default 1)")
     parser.add_argument("--ep-size", type=int, metavar="E", help="this one only; without, all that are possible")
@@ -43,10 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--imbalance", type=float, default=1.0, metavar="X",
         help="routed slots of a group's busiest rank over the mean, a run's experts/rank_imbalance (default 1)",
     )  # fmt: skip
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
-    )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every candidate's figures there")
+    add_json(parser, "every candidate's figures")
 
 
 def run(args: argparse.Namespace) -> None:
