@@ -5,16 +5,21 @@ All mistakes are collected and reported at once; an unknown key is refused with 
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterable, Sequence
 
 import yaml
 from pydantic import ValidationError
 
 from fgmoe_dist.config.rules import conflicts, list_problems
-from fgmoe_dist.config.schema import Config
+from fgmoe_dist.config.schema import Config, config_class
+from fgmoe_dist.decoders import DECODERS
+from fgmoe_dist.decoders.base import DecoderSettings
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.settings import Section, explain_validation, location
+
+DEFAULT_DECODER = "fgmoe"
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -34,15 +39,16 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 def build_config(values: dict[str, Any], origin: str = "configuration", known_problems: Sequence[str] = ()) -> Config:
     """Validates nested `values`; UserError lists every mistake at once, after the `known_problems`."""
     problems = list(known_problems)
+    wanted = config_class(_decoder_settings(values, problems))
     try:
-        config = Config.model_validate(values)
+        config = wanted.model_validate(values)
     except ValidationError as error:
-        problems += explain_validation(error, Config, "`--print-config` lists them all")
+        problems += explain_validation(error, wanted, "`--print-config` lists them all")
         # Drop what is faulty so that the remaining fields can still be checked against each other.
         for entry in error.errors():
-            _drop(values, location(Config, entry["loc"]))
+            _drop(values, location(wanted, entry["loc"]))
         try:
-            config = Config.model_validate(values)
+            config = wanted.model_validate(values)
         except ValidationError:
             raise UserError(list_problems(origin, problems)) from None
     problems += conflicts(config)
@@ -51,14 +57,27 @@ def build_config(values: dict[str, Any], origin: str = "configuration", known_pr
     return config
 
 
+def _decoder_settings(values: dict[str, Any], problems: list[str]) -> type[DecoderSettings]:
+    """The settings of the decoder that `values` name; of an unknown one nothing else can be checked."""
+    section = values.get("decoder")
+    kind = section.get("kind", DEFAULT_DECODER) if isinstance(section, dict) else DEFAULT_DECODER
+    if isinstance(kind, str) and kind in DECODERS:
+        return DECODERS[kind].Settings
+    near = difflib.get_close_matches(str(kind), DECODERS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(DECODERS)}"
+    problems.append(f"decoder.kind={kind!r}: no such decoder; {hint}")
+    del values["decoder"]
+    return DECODERS[DEFAULT_DECODER].Settings
+
+
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML, each field with its meaning as a comment."""
-    return "\n".join(_yaml_lines(config, indent="")) + "\n"
+    return "\n".join(_yaml_lines(config, config.sections(), indent="")) + "\n"
 
 
 def flatten(config: Config) -> dict[str, Any]:
     """`{"experts.top_k": 4, ...}`, as MLflow records parameters."""
-    return flatten_values(config.model_dump(mode="json"))
+    return flatten_values(config.model_dump(mode="json", include=set(config.sections())))
 
 
 def flatten_values(nested: dict[str, Any]) -> dict[str, Any]:
@@ -125,14 +144,14 @@ def _drop(values: Any, location: tuple) -> None:
         del owner[key]
 
 
-def _yaml_lines(section: Section, indent: str) -> list[str]:
+def _yaml_lines(section: Section, names: Iterable[str], indent: str) -> list[str]:
     lines = []
-    for name, field in type(section).model_fields.items():
+    for name in names:
         value = getattr(section, name)
         if isinstance(value, Section):
-            lines += [f"{indent}{name}:", *_yaml_lines(value, indent + "  ")]
+            lines += [f"{indent}{name}:", *_yaml_lines(value, type(value).model_fields, indent + "  ")]
         else:
             plain = section.model_dump(mode="json", include={name})[name]
             text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
-            lines.append(f"{indent}{name}: {text}  # {field.description}")
+            lines.append(f"{indent}{name}: {text}  # {type(section).model_fields[name].description}")
     return lines

@@ -27,7 +27,7 @@ def memory(
     """
     stage, width = config.parallel.zero_stage, value_bytes(config)
     imbalance = busiest(imbalance, placement.ep_size)
-    blocks = 1 if config.train.activation_checkpointing else config.decoder.blocks
+    blocks = min(1, config.routed.blocks) if config.train.activation_checkpointing else config.routed.blocks
     groups = (
         (counts.dense_parameters, placement.world),
         (counts.expert_parameters // placement.ep_size, placement.copies),
@@ -63,7 +63,7 @@ def _reduction_buffers(trained: int, stage: int, device: str) -> int:
 def _activations(config: Config, counts: Counts) -> float:
     if not config.train.activation_checkpointing:
         return counts.saved_bytes
-    return counts.saved_bytes - counts.block_saved_bytes * (1 - 1 / config.decoder.blocks)
+    return counts.saved_bytes - counts.block_saved_bytes * (1 - 1 / max(1, config.routed.blocks))
 
 
 def _dispatch_buffers(config: Config) -> float:
