@@ -1,4 +1,4 @@
-"""Trains FGMoE. Every launcher starts this file once a process:
+"""Trains FGMoE. Every launcher starts this file once per process:
 
 torchrun --nproc-per-node 2 fgmoe_dist/train.py --config configs/demo.yaml
 deepspeed --num_gpus 2 fgmoe_dist/train.py --config configs/pascal_vitb.yaml

@@ -1,9 +1,9 @@
 """What `fgmoe bench moe` races on one rank: our layer, its kernel alone, stock layers and a dense bound, in turn.
 
 All get the same tokens, and every mixture the same routers and experts. A stock layer is called as its library offers
-it, one a task, without what our backends add to it.
+it, one per task, without what our backends add to it.
 
-Legend: T tasks, N tokens a task on this rank, C channels, K selected, H hidden size of a fine expert, M = T * N.
+Legend: T tasks, N tokens per task on this rank, C channels, K selected, H hidden size of a fine expert, M = T * N.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Point:
-    """One place of the grid; tokens are those of a task on a rank."""
+    """One place of the grid; `tokens` are those of one task on one rank."""
 
     dtype: str
     tasks: int

@@ -169,7 +169,7 @@ def _print(machine: Machine) -> None:
             f"  {ranks} rank(s), {compute.threads} thread(s) each, fp32: product {fp32['matmul'][-1][1] / 1e9:.0f},"
             f" 3x3 convolution {fp32['conv3x3'][-1][1] / 1e9:.0f}, "
             + ", ".join(f"{kind} {rate:.0f}" for kind, rate in experts.items())
-            + f" GFLOP/s; memory {fp32['stream'][0][1] / 1e9:.1f} GB/s; an operation {compute.overhead_s * 1e6:.1f} us"
+            + f" GFLOP/s; memory {fp32['stream'][0][1] / 1e9:.1f} GB/s; {compute.overhead_s * 1e6:.1f} us per operation"
         )
     wires = {f"{ranks} ranks": links for ranks, links in machine.links.items()}
     for where, links in {**wires, **({"between nodes": machine.internode} if machine.internode else {})}.items():

@@ -15,7 +15,7 @@ from fgmoe_dist.planning.placement import Placement
 from fgmoe_dist.planning.traffic import busiest, row_bytes, rows_to_a_rank, value_bytes
 
 MOMENT_BYTES = 8  # two fp32 numbers a parameter
-ALIGNMENT = 2  # elements a rank's part of a flat buffer is rounded up to (DeepSpeed's nccl_start_alignment_factor)
+ALIGNMENT = 2  # elements that a rank's part of a flat buffer is rounded up to (DeepSpeed's nccl_start_alignment_factor)
 
 
 def memory(

@@ -25,7 +25,7 @@ class Candidate:
 
     placement: Placement
     memory: dict[str, float]  # bytes by use
-    traffic: list[Sent]  # a step
+    traffic: list[Sent]  # of a step
     parts: Optional[list[Part]]  # of a step; None where no machine was given
     fits: bool
 
@@ -47,7 +47,7 @@ class Plan:
     candidates: list[Candidate]
     chosen: Candidate
     why: str
-    limit_bytes: Optional[float]  # of memory a rank; None: unknown
+    limit_bytes: Optional[float]  # of memory per rank; None: unknown
     left_out: dict[int, str]  # by ep_size that ranks and experts would allow: why the configuration does not
 
 
@@ -69,7 +69,7 @@ def make_plan(
     _, left_out = ep_sizes(config, nodes, gpus, ep_size)
     if machine is not None:
         check_machine(machine, config, nodes, gpus)
-    limit = memory_bytes or (machine.memory_a_rank(gpus) if machine else None)
+    limit = memory_bytes or (machine.memory_per_rank(gpus) if machine else None)
 
     def costs(config: Config, counts: Counts) -> list[Candidate]:
         sizes, _ = ep_sizes(config, nodes, gpus, ep_size)
@@ -112,7 +112,7 @@ def ep_sizes(config: Config, nodes: int, gpus: int, wanted: Optional[int] = None
         raise UserError(f"--ep-size {wanted}: {left_out[wanted]}")
     if wanted not in possible:
         raise UserError(
-            f"--ep-size {wanted}: must divide the {world} ranks and the {routed} routed experts a task"
+            f"--ep-size {wanted}: must divide the {world} ranks and the {routed} routed experts per task"
             f" (experts.count x split); possible: {', '.join(map(str, possible))}"
         )
     return [wanted], {}
@@ -134,7 +134,7 @@ def check_machine(machine: Machine, config: Config, nodes: int, gpus: int) -> No
             if precision not in compute.rates:
                 raise UserError(f"--machine: {machine.name} was not measured in {precision}; {cure}")
     if gpus > 1 and not machine.links:
-        raise UserError(f"--machine: {machine.name} was measured with one rank a node, so it has no links; {cure}")
+        raise UserError(f"--machine: {machine.name} was measured with one rank per node, so it has no links; {cure}")
     if nodes > 1 and machine.internode is None:
         raise UserError(
             f"--machine: {machine.name} was measured on one node; add --internode-gbps and --internode-latency-us,"
@@ -169,7 +169,7 @@ def _choose(fitting: list[Candidate], of: int, asked: bool) -> tuple[Candidate, 
     chosen = next(candidate for candidate in fitting if candidate.seconds <= fastest * (1 + SAME))
     among = "the fastest" if len(fitting) == of else f"the fastest of the {len(fitting)} of {of} that fit"
     if chosen.seconds > fastest:
-        among += f", to {SAME:.0%}, with the fewest ranks an exchange"
+        among += f", to {SAME:.0%}, with the fewest ranks per exchange"
     return chosen, among
 
 
@@ -177,7 +177,7 @@ def _nothing_fits(candidates: list[Candidate], limit: float) -> str:
     least = _least(candidates)
     use, size = max(least.memory.items(), key=lambda item: item[1])
     return (
-        f"no ep_size fits into {_gib(limit)} a rank: the least, ep_size={least.ep_size}, needs"
+        f"no ep_size fits into {_gib(limit)} per rank: the least, ep_size={least.ep_size}, needs"
         f" {_gib(least.memory_bytes)}, of which {use} {_gib(size)}"
     )
 
@@ -203,7 +203,7 @@ def _cure(
             )
             return f"set {told}: ep_size={least.ep_size} then needs {_gib(least.memory_bytes)}"
     return (
-        "neither ZeRO nor activation checkpointing, one image a micro-batch or a bf16 encoder is enough: take a"
+        "neither ZeRO nor activation checkpointing, one image per micro-batch or a bf16 encoder is enough: take a"
         " smaller encoder.name, a larger decoder.stride, or ranks with more memory"
     )
 

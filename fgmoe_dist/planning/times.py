@@ -1,8 +1,8 @@
 """Seconds of a step by part, from what a micro-batch amounts to and what a machine was measured to do.
 
-Every operation takes its amount over a measured rate, plus a measured overhead. A collective takes a latency a message
-and its bytes over the wire's rate; near and far wires work at once. Of an exchange only what the overlapped computation
-(shared experts on the way out, global experts on the way back) leaves uncovered counts.
+Every operation takes its amount over a measured rate, plus a measured overhead. A collective takes a latency per
+message, and its bytes over the wire's rate; near and far wires work at once. Of an exchange only what the overlapped
+computation (shared experts on the way out, global experts on the way back) leaves uncovered counts.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def value_bytes(config: Config) -> int:
 
 
 def accumulation(config: Config, world: int) -> int:
-    """Micro-batches a rank computes in a step."""
+    """The micro-batches that a rank computes in a step."""
     return config.train.batch_size // (config.train.micro_batch_size * world)
 
 
@@ -98,7 +98,7 @@ def exchanges(config: Config, world: int) -> dict[str, int]:
 
 
 def traffic(config: Config, counts: Counts, placement: Placement) -> list[Sent]:
-    """All that a rank sends in a step, a `Sent` a kind of collective. `config.parallel.ep_size` is the placement's."""
+    """All that a rank sends in a step, by kind of collective. `config.parallel.ep_size` is the placement's."""
     rows, sizes, found = rows_to_a_rank(config), row_bytes(config), []
     for name, times in exchanges(config, placement.world).items():
         size = times * rows * sizes[name]

@@ -1,7 +1,7 @@
 """The pinhole camera, and the choice of where a photographer would stand.
 
 Camera frame: x right, y up, z towards the viewer (OpenGL's); depth is the distance along -z, in metres.
-Shapes: N rays, one a pixel, row by row.
+Shapes: N rays, one per pixel, row by row.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a kitchen, a bedroom, an office ... holds, and where: one function a kind of room.
+"""What a kitchen, a bedroom, an office ... holds, and where: one function per kind of room.
 
 Each furnishes a `Room` through its placing methods; what finds no space is left out.
 """

@@ -1,4 +1,4 @@
-"""What a configuration needs on so many GPUs: memory a rank, bytes on each link, seconds a step, the best ep_size.
+"""What a configuration needs on so many GPUs: memory per rank, bytes per link, seconds per step, best ep_size.
 
 Needs neither GPUs nor data nor weights. Memory and bytes follow from the configuration; seconds from a profile of the
 machine, which `fgmoe bench machine --json FILE` measures. Routing is taken to be even, unless --imbalance says more.
@@ -30,12 +30,12 @@ LATENCY_US = 10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="ranks a node (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="ranks per node (default 1)")
     parser.add_argument("--ep-size", type=int, metavar="E", help="this one only; without, all that are possible")
     parser.add_argument("--machine", type=Path, metavar="FILE", help="profile from fgmoe bench machine, for seconds")
     parser.add_argument("--memory-gib", type=float, metavar="M", help="memory of a rank (default: the machine's)")
     parser.add_argument(
-        "--internode-gbps", type=float, metavar="B", help="gigabits a second of each rank between nodes, assumed"
+        "--internode-gbps", type=float, metavar="B", help="gigabits per second of each rank between nodes, assumed"
     )
     parser.add_argument(
         "--internode-latency-us", type=float, metavar="U", help=f"of a message there, assumed (default {LATENCY_US})"
@@ -126,7 +126,9 @@ def _print(config: Config, plan: Plan, machine: Machine | None) -> None:
 def _candidates(plan: Plan) -> Table:
     from rich.table import Table
 
-    table = Table("", "ep_size", "copies of the experts", "memory a rank", "sent on a node", "sent beyond", "a step")
+    table = Table(
+        "", "ep_size", "copies of the experts", "memory per rank", "sent on a node", "sent beyond", "per step"
+    )
     for candidate in plan.candidates:
         near, far = (sum(getattr(sent, way) for sent in candidate.traffic) for way in ("near", "far"))
         table.add_row(

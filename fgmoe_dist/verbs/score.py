@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", metavar="WHERE", help="labels: a shard folder or pattern, in place of --dataset")
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR", help="folder of <task>/<id>.png|npy")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: every task with a folder of predictions")
-    parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one a line")
+    parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one per line")
     parser.add_argument("--workers", type=int, default=_cores(), metavar="W", help="processes (default: all cores)")
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="scores of single-task models (as --json writes) for delta_m"

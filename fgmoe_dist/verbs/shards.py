@@ -40,10 +40,10 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", required=True, metavar="train|val", help="which id list of the data set")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the shards and index.json")
-    parser.add_argument("--images", type=Path, metavar="FILE", help="build only the ids in this file, one a line")
+    parser.add_argument("--images", type=Path, metavar="FILE", help="build only the ids in this file, one per line")
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default 1)")
     parser.add_argument(
-        "--samples-per-shard", type=int, default=8, metavar="N", help="samples a shard (default 8: 6 to 20 MB)"
+        "--samples-per-shard", type=int, default=8, metavar="N", help="samples per shard (default 8: 6 to 20 MB)"
     )
     add_json(parser)
 
@@ -126,7 +126,7 @@ def _features(args: argparse.Namespace) -> None:
     size = figures["bytes"] / figures["samples"] / figures["views"]
     print(
         f"{args.out}: {figures['views']} views of {figures['samples']} images, {figures['bytes'] / 1e6:.1f} MB "
-        f"({size / 1e6:.2f} MB a view); train on them with --set data.train={args.out}"
+        f"({size / 1e6:.2f} MB per view); train on them with --set data.train={args.out}"
     )
     _report(args.json, figures)
 

@@ -22,7 +22,7 @@ def counts(**changes) -> Counts:
 
 
 def tiny(**sections):
-    """2 tasks, 2 x 3 tokens, 8 channels, 4 experts a task, 2 of them a token."""
+    """2 tasks, 2 x 3 tokens, 8 channels, 4 experts per task, 2 of them per token."""
     values = {
         "tasks": ["semseg", "depth"],
         "data": {"image_size": [8, 12]},
