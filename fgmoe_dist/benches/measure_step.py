@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import statistics
-import time
 from collections import defaultdict
 from contextlib import contextmanager
 from itertools import repeat
@@ -12,6 +11,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 
+from fgmoe_dist.benches.timing import clock
 from fgmoe_dist.config import Config, check_world
 from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.model import create_model
@@ -73,7 +73,7 @@ class StageClock:
 
     def __init__(self, trainer: Trainer):
         self.seconds: dict[str, float] = defaultdict(float)
-        self.cuda = trainer.ranks.device.type == "cuda"
+        self.device = trainer.ranks.device
         for owner, method, stage in (
             (trainer.engine, "forward", "forward"),
             (trainer, "losses", "forward"),
@@ -92,14 +92,9 @@ class StageClock:
 
     @contextmanager
     def _running(self, stage: str) -> Iterator[None]:
-        start = self._now()
+        start = clock(self.device)
         yield
-        self.seconds[stage] += self._now() - start
-
-    def _now(self) -> float:
-        if self.cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        self.seconds[stage] += clock(self.device) - start
 
 
 def _peak_bytes(device: torch.device) -> int:

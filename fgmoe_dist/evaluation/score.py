@@ -20,7 +20,7 @@ from PIL import Image
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.layouts import Layout
 from fgmoe_dist.data.shardset import Shard, ShardSet, decode_sample, read_shard
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import UserError, first_line
 from fgmoe_dist.metrics.meter import Meter
 from fgmoe_dist.metrics.meters import DepthMeter
 from fgmoe_dist.progress import track
@@ -148,7 +148,7 @@ def read_prediction(folder: Path, task: str, id_: str) -> np.ndarray:
     try:
         array = _read_npy(paths[0]) if paths[0].suffix == ".npy" else _read_png(paths[0])
     except (OSError, ValueError, EOFError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise UserError(f"prediction {paths[0]} cannot be read ({_first_line(error)}); save it again") from error
+        raise UserError(f"prediction {paths[0]} cannot be read ({first_line(error)}); save it again") from error
     return _CONVERT.get(task, _as_it_is)(array, f"prediction {paths[0]}")
 
 
@@ -182,10 +182,6 @@ def _read_npy(path: Path) -> np.ndarray:
     """The array of an .npy file; nothing is unpickled, and no archive is opened as `np.load` would."""
     with path.open("rb") as file:
         return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _read_png(path: Path) -> np.ndarray:

@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fgmoe_dist.arguments import add_json
 from fgmoe_dist.errors import UserError
 
 
@@ -32,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", metavar="WHERE", help="labels: a shard folder or pattern, in place of --dataset")
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR", help="folder of <task>/<id>.png|npy")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: every task with a folder of predictions")
-    parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one a line")
+    parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one per line")
     parser.add_argument("--workers", type=int, default=_cores(), metavar="W", help="processes (default: all cores)")
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="scores of single-task models (as --json writes) for delta_m"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write {task: {metric: value}}")
+    add_json(parser, "{task: {metric: value}}")
     parser.add_argument("--details", type=Path, metavar="FILE", help="write per-class and per-image figures as JSON")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html: figures, charts, images")
 
