@@ -16,12 +16,16 @@ from typing import Any, Callable, Optional
 
 import torch
 import torch.distributed as dist
+from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.backends import create_routed_experts
+from fgmoe_dist.experts.backends.base import RoutedExperts
+from fgmoe_dist.experts.backends.fused import FusedExperts
+from fgmoe_dist.experts.backends.stock import StockExperts
 from fgmoe_dist.experts.kernels import KERNELS, choose_kernel
-from fgmoe_dist.experts.layer import FusedExperts, MoE, RoutedExperts, StockExperts, create_routed_experts
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.precision import PRECISIONS
 from fgmoe_dist.progress import track

@@ -32,7 +32,7 @@ from fgmoe_dist.checkpoints.optimizer_state import MOMENTS, OptimizerState
 from fgmoe_dist.config import Config, build_config
 from fgmoe_dist.decoders.fgmoe import FGMoE, create_model
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.experts.layer import LogicalExpert, RoutedExperts
+from fgmoe_dist.experts.backends.base import LogicalExpert, RoutedExperts
 
 KINDS = ("weight", *MOMENTS)
 

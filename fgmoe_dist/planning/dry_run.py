@@ -16,8 +16,8 @@ from fgmoe_dist.decoders.parts.aggregator import Aggregator
 from fgmoe_dist.decoders.parts.heads import Head
 from fgmoe_dist.decoders.parts.mixer import MixerLayer
 from fgmoe_dist.evaluation.evaluate import evaluate
+from fgmoe_dist.experts.backends.stock import StockExperts
 from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
-from fgmoe_dist.experts.layer import StockExperts
 from fgmoe_dist.experts.router import Routers
 from fgmoe_dist.planning.traffic import exchange_bytes
 from fgmoe_dist.tracking.mlflow_run import resolve_uri

@@ -20,7 +20,7 @@ from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.decoders.fgmoe import Balance, FGMoE, Output, balance_losses, create_model
 from fgmoe_dist.encoders.features import check_cache, train_transform
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.experts.layer import RoutedExperts
+from fgmoe_dist.experts.backends.base import RoutedExperts
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
 from fgmoe_dist.training.engines.deepspeed import create_engine, learning_rate, set_learning_rate

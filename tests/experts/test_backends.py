@@ -28,7 +28,9 @@ def first_bias(tasks: int, experts: int) -> torch.Tensor:
 
 
 def layer_on_rank(tasks: int, ep_size: int, settings: dict):
-    from fgmoe_dist.experts.layer import MoE, create_routed_experts
+    from deepspeed.moe.layer import MoE
+
+    from fgmoe_dist.experts.backends import create_routed_experts
 
     torch.manual_seed(0)
     layer = create_routed_experts(tasks, C, Experts(**settings), ep_size, block=0, seed=SEED)
