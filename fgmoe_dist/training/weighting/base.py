@@ -7,7 +7,8 @@ A step goes through a method like this:
 
     weights         factors f_t of the losses, known before the step; sum_t f_t w_t L_t is what is differentiated
     coefficients    with `needs_gradients`: c_t, so that the parameters which several tasks reach get sum_t c_t g_t,
-                    g_t being the gradient of f_t w_t L_t there; parameters of one task only keep their own gradient
+                    g_t being the gradient of f_t w_t L_t there; parameters of one task only keep their own gradient,
+                    unless the method `weighs_others`
     after_step      what the method learns from the step
 
 Whatever a method sees is of the whole global batch, a mean over ranks and accumulation parts. So every rank computes
@@ -57,6 +58,8 @@ class Weighting:
     Settings: ClassVar[type[WeightingSettings]]
     needs_losses: ClassVar[bool] = False  # one small exchange per step
     needs_gradients: ClassVar[bool] = False  # T + 1 backward passes to the shared parameters, and their memory
+    weighs_others: ClassVar[bool] = False  # c_t for a task's own parameters as well, at the same cost for each of them
+    constant: ClassVar[bool] = False  # nothing to log
 
     def __init__(self, settings: WeightingSettings, around: Around):
         self.settings, self.around, self.tasks = settings, around, len(around.tasks)
@@ -71,10 +74,6 @@ class Weighting:
 
     def after_step(self, seen: Seen) -> None:
         """Called after the optimiser's step, unless that step was not finite and has ended the run."""
-
-    def metrics(self, step: int) -> dict[str, float]:
-        """Figures for the log: `weight/<task>`, the factor that step `step` gives each loss."""
-        return {f"weight/{task}": float(f) for task, f in zip(self.around.tasks, self.weights(step))}
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on has to know: numbers and strings, in lists and dictionaries; it is kept as JSON."""

@@ -30,15 +30,25 @@ class Copies(NamedTuple):
     count: int = 1
 
 
-class TaskGradients:
-    """Sums over the micro-batches of a step. `copies_of` says who holds a parameter; None: this is the only rank."""
+def _copies_of(parameter: nn.Parameter, world: int) -> Copies:
+    ep_size = int(getattr(parameter, "group_name", "_1").rpartition("_")[2])
+    if ep_size == 1:
+        return Copies(None, world)
+    from deepspeed.utils import groups
 
-    def __init__(
-        self, parameters: Sequence[nn.Parameter], tasks: int, copies_of: Callable[[nn.Parameter], Copies] | None = None
-    ):
-        self.parameters, self.sources = list(parameters), tasks + 1
-        self.world = dist.get_world_size() if copies_of else 1
-        self._copies = [copies_of(parameter) if copies_of else Copies() for parameter in self.parameters]
+    return Copies(groups._get_expert_data_parallel_group(parameter.group_name), world // ep_size)
+
+
+class TaskGradients:
+    """Sums over the micro-batches of a step, and over ranks, in S fp32 numbers for each number of a parameter.
+
+    The gradients at `others` are combined like those at the shared parameters, but have no part in inner products.
+    """
+
+    def __init__(self, shared: Sequence[nn.Parameter], tasks: int, others: Sequence[nn.Parameter] = ()):
+        self.parameters, self.sources, self.shared = [*shared, *others], tasks + 1, len(shared)
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self._copies = [_copies_of(parameter, self.world) for parameter in self.parameters]
         # A buffer for each group of ranks, so that one exchange averages all that the group holds.
         self._buffers: dict[Copies, Tensor] = {}
         self._sums: list[Tensor] = [None] * len(self.parameters)  # [S, ...] of each parameter, views of the buffers
@@ -81,15 +91,15 @@ class TaskGradients:
 
     def gram(self) -> Tensor:
         """`[T, T]` inner products of the tasks' gradients, float64 on the CPU, all experts included; a collective."""
-        tasks = self.sources - 1
+        tasks, copies_of_shared = self.sources - 1, self._copies[: self.shared]
         everywhere, spread = torch.zeros(2, tasks, tasks, dtype=torch.float64, device=self.parameters[0].device)
-        for copies, total in zip(self._copies, self._sums):
+        for copies, total in zip(copies_of_shared, self._sums):
             rows = total[:tasks].reshape(tasks, -1).double()
             if copies.count == self.world:
                 everywhere += rows @ rows.T
             else:
                 spread += rows @ rows.T / copies.count
-        if any(copies.count < self.world for copies in self._copies):
+        if any(copies.count < self.world for copies in copies_of_shared):
             dist.all_reduce(spread)
         return (everywhere + spread).cpu()
 

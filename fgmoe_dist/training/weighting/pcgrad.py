@@ -30,14 +30,16 @@ class PCGrad(Weighting):
     needs_gradients = True
 
     def coefficients(self, seen: Seen) -> list[float]:
-        draw = random.Random(f"{self.around.seed} {seen.step}")
-        others = [[j for j in range(self.tasks) if j != i] for i in range(self.tasks)]
-        for order in others:
-            draw.shuffle(order)
-        return surgery(seen.gram_TT, others).tolist()
+        return surgery(seen.gram_TT, draw_orders(self.tasks, self.around.seed, seen.step)).tolist()
 
-    def metrics(self, step: int) -> dict[str, float]:
-        return {}  # its factors are 1
+
+def draw_orders(tasks: int, seed: int, step: int) -> list[list[int]]:
+    """For each task, the others in the order in which it meets them."""
+    draw = random.Random(f"{seed} {step}")
+    orders = [[j for j in range(tasks) if j != i] for i in range(tasks)]
+    for order in orders:
+        draw.shuffle(order)
+    return orders
 
 
 def surgery(gram_TT: Tensor, orders: Sequence[Sequence[int]]) -> Tensor:
