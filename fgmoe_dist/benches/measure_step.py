@@ -14,7 +14,7 @@ import torch
 
 from fgmoe_dist.config import Config, check_world
 from fgmoe_dist.data.augment import empty_labels
-from fgmoe_dist.decoders.fgmoe import create_model
+from fgmoe_dist.model import create_model
 from fgmoe_dist.planning.times import STAGES
 from fgmoe_dist.planning.trace import AnyDataset
 from fgmoe_dist.ranks import Ranks

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from fgmoe_dist.checkpoints.folder import WHOLE, CheckpointState, find_checkpoint, read_state
 from fgmoe_dist.checkpoints.optimizer_state import MOMENTS, OptimizerState
 from fgmoe_dist.config import Config, build_config
-from fgmoe_dist.decoders.fgmoe import FGMoE, create_model
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.backends.base import LogicalExpert, RoutedExperts
+from fgmoe_dist.model import Model, create_model
 
 KINDS = ("weight", *MOMENTS)
 
@@ -133,7 +133,7 @@ def resume(engine: DeepSpeedEngine, checkpoint: Path, expected: Mapping[str, Any
     return state
 
 
-def load_model(path: Path, kernel: str = "auto") -> tuple[FGMoE, Config, CheckpointState]:
+def load_model(path: Path, kernel: str = "auto") -> tuple[Model, Config, CheckpointState]:
     """The trained model of a run folder or checkpoint, whole on this process, ready to predict.
 
     Its experts are computed by `kernel` of the fused backend whichever trained them: the weights mean the same.
@@ -155,19 +155,19 @@ def load_model(path: Path, kernel: str = "auto") -> tuple[FGMoE, Config, Checkpo
             f"{config.encoder.weights} gives here ({model.encoder.source}); install or download those"
         )
     with _Reader(checkpoint) as reader, torch.no_grad():
-        for name, parameter in _replicated(model):
+        for name, parameter in _replicated(model.decoder):
             stock_gate = STOCK_GATES.get(state.config["experts"]["backend"])
             if stock_gate and name.endswith(ROUTERS):
                 parameter.copy_(_read_stock_gates(reader, name.replace(ROUTERS, stock_gate), parameter.shape))
             else:
                 parameter.copy_(reader.read(f"{name}.weight", parameter.shape))
-        for prefix, layer in _expert_layers(model):
+        for prefix, layer in _expert_layers(model.decoder):
             for e in layer.logical_experts():
                 target = e.parameter if e.index is None else e.parameter[e.index]
                 target.copy_(reader.read(f"{_expert_name(prefix, e)}.weight", target.shape))
-        _load_buffers(reader, model, state)
+        _load_buffers(reader, model.decoder, state)
     if config.train.precision == "bf16":  # as the engine cast it; scored in another precision it would score otherwise
-        model = model.to(torch.bfloat16)
+        model.decoder.to(torch.bfloat16)
     return model.eval(), config, state
 
 
@@ -199,16 +199,16 @@ def _load_buffers(reader: _Reader, model: nn.Module, state: CheckpointState) -> 
 
 
 def buffers_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Persistent buffers outside the frozen encoder, which must be the same on every rank."""
+    """Persistent buffers, which must be the same on every rank."""
     for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, nn.Parameter) and not name.startswith("encoder."):
-            yield _plain(name), value
+        if not isinstance(value, nn.Parameter):
+            yield name, value
 
 
 def _replicated(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not is_moe_param(parameter):
-            yield _plain(name), parameter
+            yield name, parameter
 
 
 def _expert_layers(model: nn.Module) -> Iterator[tuple[str, RoutedExperts]]:
@@ -227,11 +227,6 @@ def _by_parameter(layer: RoutedExperts) -> Iterator[tuple[nn.Parameter, list[Log
 
 def _expert_name(prefix: str, expert: LogicalExpert) -> str:
     return f"{prefix}.{expert.task}.{expert.expert}.{expert.weight}"
-
-
-def _plain(name: str) -> str:
-    """A parameter's name without what activation checkpointing put in between."""
-    return name.replace("_checkpoint_wrapped_module.", "")
 
 
 class _Reader:

@@ -21,7 +21,7 @@ from fgmoe_dist.config import Config, build_config
 from fgmoe_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from fgmoe_dist.decoders.fgmoe import FGMoE
+    from fgmoe_dist.model import Model
 
 ABOUT = "fgmoe"  # the entry of a file's metadata, JSON, in every format
 
@@ -29,7 +29,7 @@ ABOUT = "fgmoe"  # the entry of a file's metadata, JSON, in every format
 FROM_FILE = {"encoder": {"weights": "none", "precision": "fp32"}, "train": {"precision": "fp32"}}
 
 
-def load_exported(path: str | Path) -> tuple[FGMoE, Config, CheckpointState]:
+def load_exported(path: str | Path) -> tuple[Model, Config, CheckpointState]:
     """The exported model in fp32, in evaluation mode, with the configuration that it is built from.
 
     `state.config` is what it was trained with. UserError if the file is damaged or no exported model.
@@ -43,12 +43,21 @@ def load_exported(path: str | Path) -> tuple[FGMoE, Config, CheckpointState]:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
     state = _state(path, about)
     with _deepspeed_or_stand_in():
-        from fgmoe_dist.decoders.fgmoe import create_model
         from fgmoe_dist.encoders.weights import load_strictly
+        from fgmoe_dist.model import create_model
     config = build_config(state.changed_config(WHOLE, FROM_FILE), origin=str(path))
     model = create_model(config, state)
-    load_strictly(model, tensors, f"{path}: does not fit the configuration it carries")
+    load_strictly(
+        model,
+        {_full_name(name): value for name, value in tensors.items()},
+        f"{path}: does not fit the configuration it carries",
+    )
     return model.eval(), config, state
+
+
+def _full_name(name: str) -> str:
+    """A file names the decoder's weights as a checkpoint does."""
+    return name if name.startswith("encoder.") else f"decoder.{name}"
 
 
 def _state(path: Path, about: Any) -> CheckpointState:

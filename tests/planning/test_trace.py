@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.data.augment import empty_labels
-from fgmoe_dist.decoders.fgmoe import create_model
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.planning.trace import AnyDataset, _Unrouted, count
+from fgmoe_dist.model import create_model
+from fgmoe_dist.planning.trace import AnyDataset, count
 from tests.runs import SETTINGS
 
 PRODUCTS = ("matmul", "attention", "conv1x1", "conv3x3", "conv1x1_backward", "conv3x3_backward")
@@ -30,8 +30,7 @@ def real_model(config):
 
 
 def without_routing(model, config):
-    for block in model.blocks:
-        block.routed = _Unrouted(block.routed.routers, config)
+    model.decoder.unroute()
     return model
 
 
@@ -66,7 +65,7 @@ def run_for_real(config) -> dict[str, float]:
         return tensor
 
     with forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        predictions = model(levels).predictions
+        predictions = model.decoder(levels).predictions
         labels = {task: empty_labels(task, len(image), config.data.image_size) for task in config.tasks}
         loss = sum(task.loss(predictions[task.name], labels[task.name]) for task in model.tasks)
     with backward:
