@@ -19,7 +19,7 @@ from fgmoe_dist.planning.times import STAGES
 from fgmoe_dist.planning.trace import AnyDataset
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.training.engines.deepspeed import create_engine
-from fgmoe_dist.training.trainer import Trainer
+from fgmoe_dist.training.trainer import Trainer, create_weighing
 
 WARM_STEPS = 2
 
@@ -55,6 +55,7 @@ class SyntheticTrainer(Trainer):
         self.config, self.ranks, self.step = config, ranks, 0
         self.model = create_model(config, AnyDataset(config)).to(ranks.device)
         self.engine = create_engine(self.model, config)
+        self.weighing = create_weighing(config, config.train.batch_size, self.model.decoder)
         self._batches = repeat(_random_batch(config))
 
 

@@ -17,13 +17,16 @@ from fgmoe_dist.config import Config, check_world
 from fgmoe_dist.data.augment import EvalTransform, FeatureTransform
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import train_batches
-from fgmoe_dist.decoders.base import Auxiliary, Output
+from fgmoe_dist.decoders.base import Auxiliary, Decoder, Output
 from fgmoe_dist.encoders.features import check_cache, train_transform
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.model import Model, create_model
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
 from fgmoe_dist.training.engines.deepspeed import create_engine, learning_rate, set_learning_rate
+from fgmoe_dist.training.weighting import create_weighting
+from fgmoe_dist.training.weighting.base import Around
+from fgmoe_dist.training.weighting.weighing import Weighing
 
 
 @dataclass
@@ -32,6 +35,7 @@ class StepReport:
 
     losses: dict[str, Tensor]  # by task, "total", and the decoder's own under the names it logs them by
     counts: dict[str, Tensor]  # the decoder's, over all ranks
+    weights: dict[str, float]  # `weight/<task>`, the factors that the weighting method gave the losses
     grad_norm: float
     lr: float
     seconds: float
@@ -52,6 +56,7 @@ class Trainer:
         check_cache(self.train_shards, self.val_shards, config, model.encoder)
         self.model: Model = model
         self.engine: DeepSpeedEngine = create_engine(model.decoder, config)
+        self.weighing = create_weighing(config, self.train_shards.samples, model.decoder)
         # Asked now, in the precision that the engine has given it: a kernel that cannot run here ends no training.
         self.notes: list[str] = model.decoder.notes()
         self.eval_transform = EvalTransform(config.data.image_size, model.encoder.mean, model.encoder.std)
@@ -82,25 +87,47 @@ class Trainer:
         self.engine.train()
         lr = learning_rate(self.config.train, self.step)
         set_learning_rate(self.engine, lr)
-        start, wait, sums, counts = time.perf_counter(), 0.0, {}, {}
+        start, wait, sums, counts, batches = time.perf_counter(), 0.0, {}, {}, []
         accumulation = self.engine.gradient_accumulation_steps()
+        self.weighing.begin(self.step)
         for part in range(accumulation):
             asked = time.perf_counter()
             batch = next(self._batches)
             wait += time.perf_counter() - asked
-            _seed_noise(self.config.run.seed, self.step, self.ranks.rank * accumulation + part)
+            batches.append(batch if self.weighing.looks_back else None)
+            self._seed_noise(part)
             losses, auxiliary = self.losses(self.engine(self._levels(batch)), batch)
-            self.engine.backward(losses["total"])
+            with self.weighing.backward(auxiliary.losses.values(), 1 / accumulation, last=part == accumulation - 1):
+                self.engine.backward(losses["total"])
             self.engine.step()
             for name, count in auxiliary.counts.items():
                 counts[name] = counts.get(name, 0) + count
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach() / accumulation
-        self.step += 1
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         self._check_finite(norm, sums)
+        if self.weighing.looks_back:
+            self._look_back(batches)
+        self.step += 1
         self.model.decoder.after_step(counts)
-        return StepReport(sums, counts, norm, lr, time.perf_counter() - start, wait)
+        return StepReport(sums, counts, self.weighing.finish(), norm, lr, time.perf_counter() - start, wait)
+
+    @torch.no_grad()
+    def _look_back(self, batches: list[dict]) -> None:
+        """Tells the weighting method the losses of the step's batch once more, by the weights that came of it."""
+        for part, batch in enumerate(batches):
+            self._seed_noise(part)
+            losses, _ = self.losses(self.model.decoder(self._levels(batch)), batch)
+            self.weighing.look_back([losses[task.name] for task in self.tasks], 1 / len(batches))
+
+    def _seed_noise(self, part: int) -> None:
+        """Noise belongs to the images, so that a resumed run draws it as the unbroken one, on any number of ranks.
+
+        Seeded after the batch is there: a loader draws from the same generator when it starts.
+        """
+        micro_batch = self.ranks.rank * self.engine.gradient_accumulation_steps() + part
+        digest = hashlib.sha256(f"{self.config.run.seed} {self.step} {micro_batch}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def _check_finite(self, norm: float, losses: dict[str, Tensor]) -> None:
         """Ends a run that has diverged, on every rank alike, since the norm is the same everywhere.
@@ -111,7 +138,7 @@ class Trainer:
             return
         here = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
         raise UserError(
-            f"step {self.step}: the gradient is not finite (losses on this rank: {here}); lower train.lr, raise"
+            f"step {self.step + 1}: the gradient is not finite (losses on this rank: {here}); lower train.lr, raise"
             f" train.warmup_steps, or look at the labels. The last checkpoint is from before"
         )
 
@@ -128,7 +155,7 @@ class Trainer:
         for task in self.tasks:
             target = batch[task.name].to(self.ranks.device, non_blocking=True)
             losses[task.name] = _task_loss(task, output.predictions[task.name], target, train.loss_average)
-        total = sum(train.loss_weights.get(task.name, 1.0) * losses[task.name] for task in self.tasks)
+        total = sum(self.weighing.terms([losses[task.name] for task in self.tasks]))
         auxiliary = self.model.decoder.auxiliary(output)
         for name, (weight, loss) in auxiliary.losses.items():
             losses[name] = loss
@@ -150,10 +177,16 @@ def _task_loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str
     return torch.stack([task.loss(prediction, label) for prediction, label in images]).mean()
 
 
-def _seed_noise(seed: int, step: int, micro_batch: int) -> None:
-    """Noise belongs to the images, so that a resumed run draws it as the unbroken one, on any number of ranks.
-
-    Seeded after the batch is there: a loader draws from the same generator when it starts.
-    """
-    digest = hashlib.sha256(f"{seed} {step} {micro_batch}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+def create_weighing(config: Config, samples: int, decoder: Decoder) -> Weighing:
+    """The weighting method of a run over a training set of so many samples. UserError if the decoder does not fit."""
+    train, tasks, shared = config.train, config.tasks, decoder.shared_parameters()
+    around = Around(tuple(tasks), max(1, samples // train.batch_size), config.run.seed)
+    method = create_weighting(train.weighting, around)
+    if method.needs_gradients and not shared:
+        raise UserError(
+            f"train.weighting.kind={train.weighting.kind}: decoder.kind={config.decoder.kind} has no parameters that"
+            " several tasks share; choose a method that weighs losses, uncertainty or dwa"
+        )
+    seen = {id(parameter) for parameter in shared}
+    others = [p for p in decoder.parameters() if p.requires_grad and id(p) not in seen]
+    return Weighing(method, [train.loss_weights.get(task, 1.0) for task in tasks], shared, others)

@@ -9,7 +9,7 @@ A step goes through a method like this:
     coefficients    with `needs_gradients`: c_t, so that the parameters which several tasks reach get sum_t c_t g_t,
                     g_t being the gradient of f_t w_t L_t there; parameters of one task only keep their own gradient,
                     unless the method `weighs_others`
-    after_step      what the method learns from the step
+    after_step      what the method learns from the step; with `needs_losses_after` also from its batch's losses now
 
 Whatever a method sees is of the whole global batch, a mean over ranks and accumulation parts. So every rank computes
 the same, and the same on any number of ranks. A method draws random numbers from (seed, step) alone.
@@ -48,8 +48,9 @@ class Seen:
     """What a method is told of a step."""
 
     step: int  # counted from 0
-    losses_T: Sequence[float] = ()  # w_t L_t; empty unless the method needs losses or gradients
+    losses_T: Sequence[float] = ()  # w_t L_t; empty unless the method needs something
     gram_TT: Tensor | None = None  # g_s . g_t over the shared parameters, float64 on the CPU; with needs_gradients
+    losses_after_T: Sequence[float] = ()  # w_t L_t of the same batch after the step; with needs_losses_after
 
 
 class Weighting:
@@ -58,6 +59,7 @@ class Weighting:
     Settings: ClassVar[type[WeightingSettings]]
     needs_losses: ClassVar[bool] = False  # one small exchange per step
     needs_gradients: ClassVar[bool] = False  # T + 1 backward passes to the shared parameters, and their memory
+    needs_losses_after: ClassVar[bool] = False  # a second forward pass over the step's batch
     weighs_others: ClassVar[bool] = False  # c_t for a task's own parameters as well, at the same cost for each of them
     constant: ClassVar[bool] = False  # nothing to log
 

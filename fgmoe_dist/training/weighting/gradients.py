@@ -1,11 +1,11 @@
 """The tasks' gradients at the parameters that several tasks reach, and one gradient in their place.
 
 For methods with `needs_gradients`. Each micro-batch is computed forward once. Its losses are differentiated one by one
-down to the shared parameters (`TaskGradients.add`), which leaves no `.grad` and wakes none of an engine's hooks; sums
-are fp32. After the last micro-batch they are averaged over ranks (`average`). The one backward pass that the engine
-sees brings every other parameter its own gradient; at the shared ones, hooks put zeros in the place of what arrives
-(`substituted`), and the combined gradient in the last micro-batch, so that the engine accumulates, reduces and clips
-it like any other.
+down to the shared parameters (`TaskGradients.add`), which leaves no `.grad` and wakes no hook that an engine has on a
+parameter; sums are fp32. After the last micro-batch they are averaged over ranks (`average`). The one backward pass
+that the engine sees brings every other parameter its own gradient; at the shared ones, hooks put zeros in the place of
+what arrives (`substituted`), and the combined gradient in the last micro-batch, so that the engine accumulates, reduces
+and clips it like any other.
 
 The decoder's auxiliary losses are no task: their gradient is added as it is.
 
@@ -72,7 +72,7 @@ class TaskGradients:
     def add(self, losses: Sequence[Tensor], auxiliary: Tensor | None, share: float) -> None:
         """Adds `share` of the gradients of a micro-batch, whose graph stays for the backward pass to come."""
         for source, loss in enumerate([*losses, auxiliary]):
-            if loss is None or not loss.requires_grad:
+            if loss is None:
                 continue
             found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
             for total, gradient in zip(self._sums, found):

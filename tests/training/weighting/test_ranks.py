@@ -78,7 +78,7 @@ def task_losses(h_TNC: Tensor, given: Inputs) -> tuple[list[Tensor], Tensor]:
     """A loss per task, which pull in different directions, and an auxiliary one of all."""
     towards_T11 = torch.tensor([3.0, -3.0, 1.0])[:, None, None]
     losses_T = (h_TNC - towards_T11 * given.target_TNC[0]).square().sum((1, 2)) / 10
-    return list(losses_T), 0.05 * h_TNC.square().mean()
+    return list(losses_T), h_TNC.square().mean()
 
 
 # --- ours, on a rank ---
@@ -110,8 +110,8 @@ def train_one(config: Config, method: Weighting, base_T: tuple[float, ...]) -> d
             output = engine(given.u_TNC.to(dtype), given.a_NC.to(dtype))
             losses_T, auxiliary = task_losses(output.h_TNC.float(), given)
             terms_T = weighing.terms(losses_T)
-            with weighing.backward(terms_T, auxiliary, 1 / parts, last=part == parts - 1):
-                engine.backward(sum(terms_T) + auxiliary)
+            with weighing.backward([(0.05, auxiliary)], 1 / parts, last=part == parts - 1):
+                engine.backward(sum(terms_T) + 0.05 * auxiliary)
             if step == 0 and part == parts - 1:
                 answer["gradients"] = by_name(block, {p: safe_get_full_grad(p) for p in block.parameters()})
             engine.step()
@@ -169,7 +169,7 @@ def true_losses(parameters: dict[Any, nn.Parameter], config: Config, step: int) 
     for micro_batch in range(MICRO_BATCHES):
         given = Inputs(*(x.double() for x in inputs(CASE, step, 0, micro_batch)))
         losses_T, auxiliary = task_losses(block_of_loops(parameters, *given[:2], config, 1, bias_TE), given)
-        each.append([*(base * loss for base, loss in zip(BASE_T, losses_T)), auxiliary])
+        each.append([*(base * loss for base, loss in zip(BASE_T, losses_T)), 0.05 * auxiliary])
     return [sum(losses) / MICRO_BATCHES for losses in zip(*each)]
 
 
