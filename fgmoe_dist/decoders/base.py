@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from deepspeed.moe.utils import is_moe_param as is_expert_parameter
 from torch import Tensor, nn
 
+from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.settings import Section
 from fgmoe_dist.tasks import Task

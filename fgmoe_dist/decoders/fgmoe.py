@@ -15,7 +15,6 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.moe.utils import is_moe_param as is_expert_parameter
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -28,6 +27,7 @@ from fgmoe_dist.decoders.parts.mixer import MixerLayer, deformable_mixer
 from fgmoe_dist.drawing.load_map import load_figures, load_map
 from fgmoe_dist.experts.backends.stock import StockExperts
 from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.experts.router import BalanceLosses, BalanceTerms, Routers
 from fgmoe_dist.experts.unrouted import Unrouted
 from fgmoe_dist.tasks import Task
@@ -139,7 +139,7 @@ class FGMoE(Decoder):
         ]  # fmt: skip
 
     def notes(self) -> list[str]:
-        return [self.blocks[0].routed.kernel()]
+        return [self.blocks[0].routed.check_kernel()]
 
     def parts(self) -> Iterator[tuple[nn.Module, str]]:
         for block in self.blocks:

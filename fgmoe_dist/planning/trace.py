@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, Iterator, Sequence
 
 import torch
-from deepspeed.moe.utils import is_moe_param
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -22,6 +21,7 @@ from fgmoe_dist.config import Config
 from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.decoders.base import Decoder, Levels
 from fgmoe_dist.encoders.frozen import FrozenEncoder
+from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.model import create_decoder
 from fgmoe_dist.planning.counts import Counts, Work
 from fgmoe_dist.precision import PRECISIONS
@@ -53,7 +53,7 @@ def count(config: Config) -> Counts:
     with META, recorder:
         encoder, levels = _trace_encoder(config, recorder)
         model = _meta_model(config, encoder)
-        expert_parameters = sum(p.numel() for p in model.parameters() if is_moe_param(p))
+        expert_parameters = sum(p.numel() for p in model.parameters() if is_expert_parameter(p))
         model.unroute()
         _mark_parts(model, recorder)
         saved = _Saved(model, recorder)

@@ -10,7 +10,6 @@ from typing import Iterator
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from fgmoe_dist.config import Config, check_world
@@ -23,7 +22,8 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.model import Model, create_model
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
-from fgmoe_dist.training.engines.deepspeed import create_engine, learning_rate, set_learning_rate
+from fgmoe_dist.training.engines.deepspeed import create_engine, prepare, set_learning_rate
+from fgmoe_dist.training.schedule import learning_rate
 from fgmoe_dist.training.weighting import create_weighting
 from fgmoe_dist.training.weighting.base import Around
 from fgmoe_dist.training.weighting.weighing import Weighing
@@ -52,10 +52,11 @@ class Trainer:
         self.val_shards = ShardSet.open(config.data.val)
         if self.train_shards.classes != self.val_shards.classes:
             raise UserError("data.train and data.val name other classes; build both from one data set")
+        prepare(config.parallel.ep_size)
         model = create_model(config, self.train_shards).to(ranks.device)
         check_cache(self.train_shards, self.val_shards, config, model.encoder)
         self.model: Model = model
-        self.engine: DeepSpeedEngine = create_engine(model.decoder, config)
+        self.engine = create_engine(model.decoder, config)
         self.weighing = create_weighing(config, self.train_shards.samples, model.decoder)
         # Asked now, in the precision that the engine has given it: a kernel that cannot run here ends no training.
         self.notes: list[str] = model.decoder.notes()

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from deepspeed.moe.utils import is_moe_param
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.model import create_model
 from fgmoe_dist.planning.trace import AnyDataset, count
 from tests.runs import SETTINGS
@@ -42,7 +42,7 @@ def test_parameters_are_the_model_s(sections):
     config = configuration(**sections)
     found, model = count(config), real_model(config)
     encoder = set(model.encoder.parameters())
-    experts = sum(p.numel() for p in model.parameters() if is_moe_param(p))
+    experts = sum(p.numel() for p in model.parameters() if is_expert_parameter(p))
     assert found.encoder_parameters == sum(p.numel() for p in encoder)
     assert found.expert_parameters == experts
     assert found.dense_parameters == sum(p.numel() for p in model.parameters() if p not in encoder) - experts

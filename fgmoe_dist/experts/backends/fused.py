@@ -1,6 +1,6 @@
 """Our own backend: one dispatch for the tokens of all tasks.
 
-Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selected, M rows on this rank.
+Legend: T tasks, N tokens of a task, C channels, K selected experts, M rows on this rank.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from fgmoe_dist.experts.backends.base import Journey, LogicalExpert, RoutedExperts
+from fgmoe_dist.experts.backends.base import Journey, LogicalExpert, Read, RoutedExperts
 from fgmoe_dist.experts.bank import WEIGHTS, ExpertBank
 from fgmoe_dist.experts.dispatch import combine, plan_route, start_exchange, wait_exchange
 from fgmoe_dist.experts.kernels import KERNELS, choose_kernel, explain_kernel
 from fgmoe_dist.experts.router import Routers
+
+ROUTERS = "routers.weight_TCE"  # where this backend keeps its routers; it is what others' checkpoints convert to
 
 
 class FusedExperts(RoutedExperts):
@@ -28,7 +30,7 @@ class FusedExperts(RoutedExperts):
             self.channels,
             self.config.fine_hidden,
             [self.initial(*place) for place in self._here],
-            self.expert_group_name,
+            self.ep_size,
         )
 
     def logical_experts(self) -> Iterator[LogicalExpert]:
@@ -36,7 +38,11 @@ class FusedExperts(RoutedExperts):
             for index, (task, expert) in enumerate(self._here):
                 yield LogicalExpert(task, expert, weight, getattr(self.bank, weight), index)
 
-    def kernel(self) -> str:
+    @staticmethod
+    def read_routers(read: Read, shape_TCE: tuple[int, ...]) -> Tensor:
+        return read(ROUTERS, shape_TCE)
+
+    def check_kernel(self) -> str:
         return explain_kernel(self.config.kernel, self.bank.weights)
 
     def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:

@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fgmoe_dist.experts.groups import find_groups, is_expert_parameter
+
 
 class Copies(NamedTuple):
     """The ranks that hold a parameter: all of them, or of an expert those that hold the same one."""
@@ -31,12 +33,8 @@ class Copies(NamedTuple):
 
 
 def _copies_of(parameter: nn.Parameter, world: int) -> Copies:
-    ep_size = int(getattr(parameter, "group_name", "_1").rpartition("_")[2])
-    if ep_size == 1:
-        return Copies(None, world)
-    from deepspeed.utils import groups
-
-    return Copies(groups._get_expert_data_parallel_group(parameter.group_name), world // ep_size)
+    ep_size = parameter.expert_group if is_expert_parameter(parameter) else 1
+    return Copies(None, world) if ep_size == 1 else Copies(find_groups(ep_size).copies, world // ep_size)
 
 
 class TaskGradients:
