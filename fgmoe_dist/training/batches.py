@@ -23,6 +23,7 @@ class Samples(Protocol):
     """What a trainer asks of its data."""
 
     info: DatasetInfo
+    count: int  # training images
 
     def check(self, config: Config, encoder: FrozenEncoder) -> None:
         """UserError where the data cannot serve this run."""
@@ -38,7 +39,7 @@ class ShardSamples:
         self.train, self.val = ShardSet.open(config.data.train), ShardSet.open(config.data.val)
         if self.train.classes != self.val.classes:
             raise UserError("data.train and data.val name other classes; build both from one data set")
-        self.info = self.train
+        self.info, self.count = self.train, self.train.samples
 
     def check(self, config: Config, encoder: FrozenEncoder) -> None:
         check_cache(self.train, self.val, config, encoder)
@@ -60,7 +61,7 @@ class RandomSamples:
     """One micro-batch of noise, over and over: no data set, for measurements."""
 
     def __init__(self, info: DatasetInfo):
-        self.info = info
+        self.info, self.count = info, 1
 
     def check(self, config: Config, encoder: FrozenEncoder) -> None: ...
 

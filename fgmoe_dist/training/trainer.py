@@ -16,7 +16,7 @@ from torch import Tensor
 from fgmoe_dist.config import Config, check_world
 from fgmoe_dist.data.augment import EvalTransform
 from fgmoe_dist.data.shardset import ShardSet
-from fgmoe_dist.decoders.base import Auxiliary, Output
+from fgmoe_dist.decoders.base import Auxiliary, Decoder, Output
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.model import Model, create_model
 from fgmoe_dist.ranks import Ranks
@@ -24,6 +24,9 @@ from fgmoe_dist.tasks import Task
 from fgmoe_dist.training.batches import Samples, ShardSamples
 from fgmoe_dist.training.engines import Engine, load_engine
 from fgmoe_dist.training.schedule import learning_rate
+from fgmoe_dist.training.weighting import create_weighting
+from fgmoe_dist.training.weighting.base import Around
+from fgmoe_dist.training.weighting.weighing import Weighing
 
 
 @dataclass
@@ -32,6 +35,7 @@ class StepReport:
 
     losses: dict[str, Tensor]  # by task, "total", and the decoder's own under the names it logs them by
     counts: dict[str, Tensor]  # the decoder's, over all ranks
+    weights: dict[str, float]  # `weight/<task>`, the factors that the weighting method gave the losses
     grad_norm: float
     lr: float
     seconds: float
@@ -59,6 +63,7 @@ class Trainer:
         self.model: Model = create_model(config, self.samples.info).to(ranks.device)
         self.samples.check(config, self.model.encoder)
         self.engine: Engine = module.create_engine(self.model.decoder, config)
+        self.weighing = create_weighing(config, self.samples.count, self.model.decoder)
         # Asked now, in the precision that the engine has given it: a kernel that cannot run here ends no training.
         self.eval_transform = EvalTransform(config.data.image_size, self.model.encoder.mean, self.model.encoder.std)
         self.notes: list[str] = self.model.decoder.notes()
@@ -84,28 +89,51 @@ class Trainer:
         self.engine.train()
         lr = learning_rate(self.config.train, self.step)
         self.engine.set_learning_rate(lr)
-        start, wait, sums, counts = time.perf_counter(), 0.0, {}, {}
+        start, wait, sums, counts, batches = time.perf_counter(), 0.0, {}, {}, []
         accumulation = self.engine.accumulation
+        self.weighing.begin(self.step)
         for part in range(accumulation):
             asked = time.perf_counter()
             with self.stage("data"):
                 batch = next(self._batches)
             wait += time.perf_counter() - asked
-            _seed_noise(self.config.run.seed, self.step, self.ranks.rank * accumulation + part)
+            batches.append(batch if self.weighing.looks_back else None)
+            self._seed_noise(part)
             with self.stage("encoder"):
                 levels = self._levels(batch)
             with self.stage("forward"):
                 losses, auxiliary = self.losses(self.engine(levels), batch)
-            with self.stage("backward"):
+            weighed = self.weighing.backward(auxiliary.losses.values(), 1 / accumulation, last=part == accumulation - 1)
+            with self.stage("backward"), weighed:
                 self.engine.backward(losses["total"])
             with self.stage("update"):
                 self.engine.step()
             _add(counts, auxiliary.counts)
             _add(sums, {name: loss.detach() / accumulation for name, loss in losses.items()})
+        norm = self.engine.grad_norm
+        self._check_finite(norm, sums)
+        if self.weighing.looks_back:
+            self._look_back(batches)
         self.step += 1
-        self._check_finite(self.engine.grad_norm, sums)
         self.model.decoder.after_step(counts)
-        return StepReport(sums, counts, self.engine.grad_norm, lr, time.perf_counter() - start, wait)
+        return StepReport(sums, counts, self.weighing.finish(), norm, lr, time.perf_counter() - start, wait)
+
+    @torch.no_grad()
+    def _look_back(self, batches: list[dict]) -> None:
+        """Tells the weighting method the losses of the step's batch once more, by the weights that came of it."""
+        for part, batch in enumerate(batches):
+            self._seed_noise(part)
+            losses, _ = self.losses(self.model.decoder(self._levels(batch)), batch)
+            self.weighing.look_back([losses[task.name] for task in self.tasks], 1 / len(batches))
+
+    def _seed_noise(self, part: int) -> None:
+        """Noise belongs to the images, so that a resumed run draws it as the unbroken one, on any number of ranks.
+
+        Seeded after the batch is there: a loader draws from the same generator when it starts.
+        """
+        micro_batch = self.ranks.rank * self.engine.accumulation + part
+        digest = hashlib.sha256(f"{self.config.run.seed} {self.step} {micro_batch}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def _check_finite(self, norm: float, losses: dict[str, Tensor]) -> None:
         """Ends a run that has diverged, on every rank alike, since the norm is the same everywhere.
@@ -116,7 +144,7 @@ class Trainer:
             return
         here = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
         raise UserError(
-            f"step {self.step}: the gradient is not finite (losses on this rank: {here}); lower train.lr, raise"
+            f"step {self.step + 1}: the gradient is not finite (losses on this rank: {here}); lower train.lr, raise"
             f" train.warmup_steps, or look at the labels. The last checkpoint is from before"
         )
 
@@ -133,7 +161,7 @@ class Trainer:
         for task in self.tasks:
             target = batch[task.name].to(self.ranks.device, non_blocking=True)
             losses[task.name] = _task_loss(task, output.predictions[task.name], target, train.loss_average)
-        total = sum(train.loss_weights.get(task.name, 1.0) * losses[task.name] for task in self.tasks)
+        total = sum(self.weighing.terms([losses[task.name] for task in self.tasks]))
         auxiliary = self.model.decoder.auxiliary(output)
         for name, (weight, loss) in auxiliary.losses.items():
             losses[name] = loss
@@ -160,10 +188,16 @@ def _task_loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str
     return torch.stack([task.loss(prediction, label) for prediction, label in images]).mean()
 
 
-def _seed_noise(seed: int, step: int, micro_batch: int) -> None:
-    """Noise belongs to the images, so that a resumed run draws it as the unbroken one, on any number of ranks.
-
-    Seeded after the batch is there: a loader draws from the same generator when it starts.
-    """
-    digest = hashlib.sha256(f"{seed} {step} {micro_batch}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+def create_weighing(config: Config, samples: int, decoder: Decoder) -> Weighing:
+    """The weighting method of a run over a training set of so many samples. UserError if the decoder does not fit."""
+    train, tasks, shared = config.train, config.tasks, decoder.shared_parameters()
+    around = Around(tuple(tasks), max(1, samples // train.batch_size), config.run.seed)
+    method = create_weighting(train.weighting, around)
+    if method.needs_gradients and not shared:
+        raise UserError(
+            f"train.weighting.kind={train.weighting.kind}: decoder.kind={config.decoder.kind} has no parameters that"
+            " several tasks share; choose a method that weighs losses, uncertainty or dwa"
+        )
+    seen = {id(parameter) for parameter in shared}
+    others = [p for p in decoder.parameters() if p.requires_grad and id(p) not in seen]
+    return Weighing(method, [train.loss_weights.get(task, 1.0) for task in tasks], shared, others)
