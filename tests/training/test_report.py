@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from fgmoe_dist.tracking.recorder import Recorder
+from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.training import report
 from fgmoe_dist.training.trainer import StepReport
 
 LOAD = torch.tensor([[[2.0, 2, 2, 2], [6, 2, 0, 0]]])
 DROPPED = torch.tensor([[0.0, 2.0]])
+PICTURE = np.zeros((2, 3, 3), np.uint8)
 
 
 def test_load_figures():
@@ -33,28 +36,24 @@ def test_the_imbalance_between_ranks_is_that_of_all_their_experts():
 
 def test_the_load_drawn_is_that_of_the_steps_since_the_last_evaluation(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(report, "load_map", lambda *args, **named: drawn.append((*args, named["caption"])))
-    monkeypatch.setattr(report, "evaluate", lambda *_, **__: {})
+    monkeypatch.setattr(report, "load_map", lambda *args, **named: drawn.append((*args, named["caption"])) or PICTURE)
     monkeypatch.setattr(report, "print_scores", lambda *_: None)
-    monkeypatch.setattr(report, "run_score", lambda *_: 0.0)
-    nothing = SimpleNamespace(log_evaluation=lambda *_: None, log_pictures=lambda *_: None)
-    folder = SimpleNamespace(pictures=lambda step: tmp_path, write_evaluation=lambda *_: "")
+    folder = RunFolder(tmp_path)
     trainer = SimpleNamespace(
-        step=4, ranks=SimpleNamespace(is_first=True), val_shards=SimpleNamespace(samples=1), model=None,
-        tasks=[SimpleNamespace(name="semseg"), SimpleNamespace(name="depth")], eval_transform=None,
-        config=SimpleNamespace(
-            data=SimpleNamespace(workers=0, max_bad_samples=0), train=SimpleNamespace(pictures=0), expert_groups=1
-        ),
+        step=4, ranks=SimpleNamespace(is_first=True), val_shards=SimpleNamespace(samples=1),
+        tasks=[SimpleNamespace(name="semseg"), SimpleNamespace(name="depth")],
+        config=SimpleNamespace(expert_groups=1),
     )  # fmt: skip
-    reporter = report.Reporter(trainer, folder, nothing)
-    reporter.evaluate(with_constants=False)
-    assert not drawn, "no step, no load"
+    reporter = report.Reporter(trainer, folder, Recorder(folder))
+    reporter.evaluated({}, {})
+    assert not drawn and list(folder.evaluations()) == [4], "no step, no load"
     for steps in (2, 1):
         for _ in range(steps):
             trainer.step += 1
             reporter.observe(StepReport({}, LOAD, DROPPED, 0.0, 0.0, 0.0, 0.0))
-        reporter.evaluate(with_constants=False)
-        load, dropped, names, path, caption = drawn.pop()
+        reporter.evaluated({}, {})
+        load, dropped, names, caption = drawn.pop()
         assert np.array_equal(load, steps * LOAD.numpy()) and np.array_equal(dropped, steps * DROPPED.numpy())
-        assert (names, path) == (["semseg", "depth"], tmp_path / "expert_load.png")
-        assert caption == {2: "steps 5 to 6", 1: "steps 7 to 7"}[steps]
+        assert names == ["semseg", "depth"] and caption == {2: "steps 5 to 6", 1: "steps 7 to 7"}[steps]
+        assert [path.name for path in folder.picture_files(trainer.step)] == ["expert_load.png"]
+    assert list(folder.evaluations()) == [4, 6, 7]

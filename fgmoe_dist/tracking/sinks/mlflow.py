@@ -1,4 +1,4 @@
-"""Sends a run folder to an MLflow store. Rank 0 alone imports MLflow: six processes at once crash on a fresh sqlite file.
+"""Sends a run folder to an MLflow store. Rank 0 alone imports MLflow: six processes crash on a fresh sqlite file.
 
 What goes where: `config.yaml`, parameter counts and the encoder's weights are parameters; a line of `metrics.jsonl` and
 an evaluation are points of curves, the latter as `eval/<task>/<metric>`; pictures are series by their name;
@@ -168,10 +168,8 @@ class MLflowSink:
                 continue
             for picture in self.folder.picture_files(step):
                 self._send_picture(step, picture)
-            scores = self.folder.evaluation(step)
-            values = {
-                f"eval/{task}/{name}": value for task, of_task in scores.items() for name, value in of_task.items()
-            }
+            scores = self.folder.evaluation(step).items()
+            values = {f"eval/{task}/{name}": value for task, found in scores for name, value in found.items()}
             self._send_points(list(self._new_points(step, path.stat().st_mtime, values)))
             self._send_file(path)
 

@@ -185,6 +185,26 @@ def test_more_points_than_a_batch_and_values_that_are_not_finite(store):
     assert step == 50 and math.isnan(value)
 
 
+def test_an_answer_that_was_lost_makes_no_doubles(store, monkeypatch):
+    """The store has taken the batch, but the sender heard of a failure."""
+    monkeypatch.setattr(tail, "RETRY_SECONDS", 0.01)
+    folder, real, failures = RunFolder(store / "hiccup"), mlflow.MlflowClient.log_batch, []
+
+    def deaf(self, run_id, **batch):
+        real(self, run_id, **batch)
+        if batch.get("metrics") and not failures:
+            failures.append(1)
+            raise ConnectionError("no answer")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", deaf)
+    with start(folder) as run:
+        for step in range(1, 4):
+            run.metrics(step, {"loss": float(step), "images_per_second": 1.0})
+    assert failures
+    for name in ("loss", "images_per_second"):
+        assert [step for step, _ in history(store, folder.mlflow_run_id, name)] == [1, 2, 3]
+
+
 def test_a_server_that_is_not_there_costs_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(tail, "RETRY_SECONDS", 0.01)
