@@ -7,3 +7,8 @@ class UserError(ValueError):
     The message names the thing, the value and the cure in one line. Entry points print it without
     a traceback and exit with code 2; any other exception is a bug and keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough for a message of one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,7 +22,11 @@ def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], lower_is
     Raises:
         UserError: no task at all, a task missing from the baseline, or a baseline that is 0 or not finite.
     """
-    gains = relative_gains(scores, baseline, lower_is_better)
+    return mean_gain(relative_gains(scores, baseline, lower_is_better))
+
+
+def mean_gain(gains: Mapping[str, float]) -> float:
+    """Delta_m from its terms. UserError if there are none."""
     if not gains:
         raise UserError("delta_m has no task to average; give the scores of at least one task")
     return sum(gains.values()) / len(gains)

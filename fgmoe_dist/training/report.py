@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from fgmoe_dist.drawing.load_map import load_figures, load_map
-from fgmoe_dist.evaluation.evaluate import Scores, evaluate
+from fgmoe_dist.evaluation.evaluate import evaluate
+from fgmoe_dist.evaluation.painter import Painter
 from fgmoe_dist.evaluation.table import print_scores
-from fgmoe_dist.metrics.constant import constant_baselines
+from fgmoe_dist.metrics.meter import Scores
 from fgmoe_dist.progress import clock
-from fgmoe_dist.tasks import Task
+from fgmoe_dist.tasks import Task, baselines
 from fgmoe_dist.tracking.mlflow_run import NoRun
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.training.trainer import StepReport, Trainer, mean_over_ranks
@@ -66,12 +67,12 @@ class Reporter:
         """Scores the whole validation set, records and prints it; returns a number that is higher for better runs."""
         trainer, step, first = self.trainer, self.trainer.step, self.trainer.ranks.is_first
         data = trainer.config.data
-        constants = constant_baselines(trainer.tasks) if with_constants else {}
-        pictures = self.folder.pictures(step)
+        constants = baselines(trainer.tasks) if with_constants else {}
+        pictures, samples = self.folder.pictures(step), trainer.val_shards.samples
+        painter = Painter(trainer.tasks, pictures, trainer.config.train.pictures, samples, trainer.ranks)
         scores = evaluate(
             trainer.model, trainer.val_shards, trainer.eval_transform, trainer.ranks,
-            workers=data.workers, max_bad_samples=data.max_bad_samples, constants=constants,
-            pictures=trainer.config.train.pictures, pictures_folder=pictures,
+            observers=[painter], baselines=constants, workers=data.workers, max_bad_samples=data.max_bad_samples,
         )  # fmt: skip
         constant_scores = {name: constant.compute() for name, constant in constants.items()}
         if first:
@@ -79,7 +80,7 @@ class Reporter:
             path = self.folder.write_evaluation(step, scores)
             self.tracker.log_evaluation(step, scores)
             self.tracker.log_pictures(step, sorted(pictures.glob("*.png")))
-            title = f"step {step}, {trainer.val_shards.samples} images"
+            title = f"step {step}, {samples} images"
             print_scores(trainer.tasks, scores, title, constant_scores)
             self.say(f"scores: {path}   pictures: {pictures}/")
         self.load, self.dropped, self.load_from = 0, 0, step

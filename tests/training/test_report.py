@@ -40,7 +40,8 @@ def test_the_load_drawn_is_that_of_the_steps_since_the_last_evaluation(monkeypat
     nothing = SimpleNamespace(log_evaluation=lambda *_: None, log_pictures=lambda *_: None)
     folder = SimpleNamespace(pictures=lambda step: tmp_path, write_evaluation=lambda *_: "")
     trainer = SimpleNamespace(
-        step=4, ranks=SimpleNamespace(is_first=True), val_shards=SimpleNamespace(samples=1), model=None,
+        step=4, ranks=SimpleNamespace(is_first=True, rank=0, world=1), model=None,
+        val_shards=SimpleNamespace(samples=1),
         tasks=[SimpleNamespace(name="semseg"), SimpleNamespace(name="depth")], eval_transform=None,
         config=SimpleNamespace(
             data=SimpleNamespace(workers=0, max_bad_samples=0), train=SimpleNamespace(pictures=0), expert_groups=1
