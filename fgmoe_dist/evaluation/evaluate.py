@@ -21,7 +21,7 @@ from fgmoe_dist.progress import track
 from fgmoe_dist.ranks import Ranks
 
 if TYPE_CHECKING:
-    from fgmoe_dist.decoders.fgmoe import FGMoE
+    from fgmoe_dist.model import Model
 
 
 class Observer(Protocol):
@@ -31,7 +31,7 @@ class Observer(Protocol):
 
 
 def evaluate(
-    model: FGMoE,
+    model: Model,
     shards: ShardSet,
     transform: EvalTransform,
     ranks: Ranks,
@@ -69,7 +69,7 @@ def evaluate(
 
 
 def _predictions(
-    model: FGMoE, samples: Iterator, size_hw: tuple[int, int], ranks: Ranks, count: int
+    model: Model, samples: Iterator, size_hw: tuple[int, int], ranks: Ranks, count: int
 ) -> Iterator[tuple[Mapping, dict[str, np.ndarray]]]:
     """This rank's samples with what `model` predicts for them, at their own size."""
     was_training = model.training

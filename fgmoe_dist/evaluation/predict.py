@@ -10,10 +10,10 @@ from fgmoe_dist.data.augment import normalise
 from fgmoe_dist.data.images import fit
 
 if TYPE_CHECKING:
-    from fgmoe_dist.decoders.fgmoe import FGMoE
+    from fgmoe_dist.model import Model
 
 
-def predict_image(model: FGMoE, image_HWC: np.ndarray, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
+def predict_image(model: Model, image_HWC: np.ndarray, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
     """Predictions of docs/contracts.md at the photograph's own resolution.
 
     Args:
