@@ -138,7 +138,7 @@ def precision_recall(
 
 
 def ranked(values_N: Sequence[float], marks: dict[int, str], y_label: str, title: str) -> str:
-    """One value an image, best first as given; `marks` names some places in that order."""
+    """One value per image, best first as given; `marks` names some places in that order."""
     values_N = np.asarray(values_N, np.float64)
     low, high = min(0.0, values_N.min()), max(values_N.max() * 1.08, 1e-6)
     axes = Axes((0, max(len(values_N) - 1, 1)), (low, high), height=260)

@@ -1,7 +1,7 @@
-"""The load of the experts as a heat map: a row a block and task, a column an expert.
+"""The load of the experts as a heat map: a row per block and task, a column per expert.
 
 Colours are shares of the even load on a logarithmic scale, so that half and twice the load stand out alike; an expert
-that nobody chose is hatched. Legend: L blocks, T tasks, E experts a task, N colours.
+that nobody chose is hatched. Legend: L blocks, T tasks, E experts per task, N colours.
 """
 
 from __future__ import annotations

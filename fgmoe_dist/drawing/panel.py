@@ -1,7 +1,7 @@
 """One readable picture of an image and all that was predicted for it, with legends and scales.
 
 Columns are tasks; the rows of an image are its predictions and, where known, the truth. A column has one
-legend: the colours of the classes present, the depth scale in metres. The scale of a column is shared by
+legend: the colours of the classes present, or a scale of values with its unit. The scale of a column is shared by
 prediction and truth, so that equal colours mean equal values. Nothing is masked by the truth: what a model
 predicts where no label exists is shown too.
 """

@@ -1,4 +1,4 @@
-"""Predictions and labels as RGB pictures: arrays in, uint8 `[H, W, 3]` out, one pixel a pixel.
+"""Predictions and labels as RGB pictures: arrays in, uint8 `[H, W, 3]` out, pixel for pixel.
 
 A class has one colour wherever it appears; depth and probability maps are perceptually even; what has no
 label is hatched in grey, so that it is never taken for a class or a value.
@@ -92,7 +92,7 @@ def picture_edge(probability_HW: np.ndarray, ignored_HW: np.ndarray | None = Non
 
 
 def class_colours(class_names: Sequence[str]) -> np.ndarray:
-    """One colour a class, uint8 `[N, 3]`; `background` is dark and draws no eye."""
+    """One colour per class, uint8 `[N, 3]`; `background` is dark and draws no eye."""
     others = iter(palette(len(class_names)))
     rows = [BACKGROUND_RGB if name == "background" else next(others) for name in class_names]
     return np.array(rows, np.uint8).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""Meters fed while the network goes on: boundaries cost tenths of a second of processor time an image.
+"""Meters fed while the network goes on: boundaries cost tenths of a second of processor time per image.
 
 A full evaluation of PASCAL-Context would otherwise wait for its boundary meter longer than for the network.
 """

@@ -15,7 +15,7 @@ def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], lower_is
     = 1 where lower is better.
 
     Args:
-        scores: one headline metric a task (M).
+        scores: one headline metric per task (M).
         baseline: the same metric of the single-task models (S); more tasks than `scores` has are no harm.
         lower_is_better: the sign of each task's metric.
 

@@ -145,7 +145,7 @@ def compare(records: Sequence[RunRecord], every_metric: bool = False) -> list[Ro
 
 
 def to_markdown(records: Sequence[RunRecord], rows: Sequence[Row]) -> str:
-    """A table with a column a run, aligned so that it also reads as plain text."""
+    """A table with a column per run, aligned so that it also reads as plain text."""
     lines = [["", *(record.name for record in records)]]
     for row in rows:
         marked = [f"**{cell}**" if i in row.best else cell for i, cell in enumerate(row.cells)]

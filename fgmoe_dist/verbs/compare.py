@@ -1,7 +1,7 @@
 """Compare runs: the settings that differ, headline scores, parameters and throughput.
 
 Takes run folders, folders of run folders, or (with --experiment) the runs of an MLflow experiment. Prints a
-Markdown table with a column a run, the best score in bold.
+Markdown table with a column per run, the best score in bold.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="W",
-        help="processes a rank to load, and as many to count (default 1)",
+        help="processes per rank to load, and as many to count (default 1)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
 

@@ -1,4 +1,4 @@
-"""Predict every task on photographs: raw predictions and one picture panel an image.
+"""Predict every task on photographs: raw predictions and one picture panel per image.
 
 Writes OUTPUT/<task>/<id>.png|npy at each image's own resolution, in the formats `fgmoe score` reads, and
 OUTPUT/panels/<id>.png. The id is the file's name without its suffix.

@@ -3,6 +3,7 @@
 Predictions are files <task>/<id>.png or .npy at the images' native size:
   semseg, human_parts  uint8 class ids          sal, edge  uint8(255 * probability)
   depth                float32 .npy, metres     normals    float32 .npy [H, W, 3], or uint8 RGB with n = 2x/255 - 1
+Tasks that a data set defines itself are saved as their kind asks: see docs/evaluation.md.
 
 fgmoe score --dataset nyud --root NYUDv2 --split val --predictions out/ --json scores.json
 fgmoe score --dataset mine.yaml --split val --predictions out/ --report report/
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", metavar="WHERE", help="labels: a shard folder or pattern, in place of --dataset")
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR", help="folder of <task>/<id>.png|npy")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: every task with a folder of predictions")
-    parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one a line")
+    parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one per line")
     parser.add_argument("--workers", type=int, default=_cores(), metavar="W", help="processes (default: all cores)")
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="scores of single-task models (as --json writes) for delta_m"
