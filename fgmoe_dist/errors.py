@@ -1,4 +1,6 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and how another's message fits into its one line."""
+
+from __future__ import annotations
 
 
 class UserError(ValueError):
@@ -10,5 +12,5 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, short enough for a message of one line; its type where it says nothing."""
+    """The first line of `error`'s message, or its kind where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

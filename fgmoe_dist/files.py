@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from fgmoe_dist.errors import UserError
+
+PARTIAL = ".part"  # how the name of a file ends that is still being written
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -18,21 +21,28 @@ def check_writable(path: Path, option: str) -> None:
         raise UserError(f"{option} {path} {fault}{';' if path.is_dir() else ''} name another file")
 
 
-def write_atomically(path: Path, data: str | bytes) -> Path:
-    """Writes beside `path`, flushes to disk, renames. Makes the parent folder.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to: on the way out that file is flushed to disk and takes `path`'s place.
 
-    The process id keeps two writers in one folder apart.
+    After an error nothing has changed. Makes the parent folder. The process id in the name keeps two writers in one
+    folder apart; a process that is killed leaves a hidden `.part` file, which nobody takes for the real one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with open(beside, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
+        yield beside
+        with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: str | bytes) -> Path:
+    """Writes `data` as the whole of `path`, or leaves `path` as it was."""
+    with whole_file(path) as beside:
+        beside.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
 
 

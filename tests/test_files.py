@@ -8,8 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from fgmoe_dist.errors import UserError
-from fgmoe_dist.files import check_writable, write_atomically, write_json
+from fgmoe_dist.errors import UserError, first_line
+from fgmoe_dist.files import PARTIAL, check_writable, whole_file, write_atomically, write_json
 
 
 def test_a_file_is_there_whole_with_its_folder(tmp_path):
@@ -40,3 +40,20 @@ def test_where_a_file_can_be_written(tmp_path):
     with pytest.raises(UserError, match="--details .* lies in no folder: make .*none"):
         check_writable(tmp_path / "none" / "new.json", "--details")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_fails_its_check_does_not_take_the_name(tmp_path):
+    path = write_atomically(tmp_path / "a.bin", "old")
+    with pytest.raises(KeyError), whole_file(path) as beside:
+        beside.write_text("new")
+        raise KeyError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.bin"]
+    with whole_file(path) as beside:
+        beside.write_text("new")
+        assert path.read_text() == "old" and beside.parent == tmp_path and beside.suffix == PARTIAL
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_an_error_is_told_in_a_line():
+    assert first_line(OSError("\nno room\nmore")) == "no room"
+    assert first_line(KeyError()) == "KeyError"

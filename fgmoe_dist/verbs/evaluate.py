@@ -9,18 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fgmoe_dist.arguments import add_checkpoint, add_json
 from fgmoe_dist.files import check_writable, write_json
 from fgmoe_dist.ranks import process_group
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="a run folder, or one of its checkpoints/step-... folders",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--shards", metavar="WHERE", help="shards to score on; by default the run's data.val")
     parser.add_argument(
         "--predictions", type=Path, metavar="DIR", help="also save every prediction as DIR/<task>/<id>.png|npy"
@@ -34,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="processes per rank to load, and as many to count (default 1)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+    add_json(parser, "the scores")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,24 +9,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fgmoe_dist.arguments import add_checkpoint, add_json
 from fgmoe_dist.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="a run folder, its checkpoints folder, or one in it",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--input", required=True, type=Path, metavar="PATH", help="an image file, or a folder of them")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where predictions and panels go")
     parser.add_argument("--no-panels", action="store_true", help="only the raw predictions")
     parser.add_argument("--skip-bad", action="store_true", help="go on past images that cannot be read, naming them")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write which files were written and which were skipped"
-    )
+    add_json(parser, "which files were written and which were skipped")
 
 
 def run(args: argparse.Namespace) -> None:

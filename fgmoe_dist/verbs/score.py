@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fgmoe_dist.arguments import add_json
 from fgmoe_dist.errors import UserError
 
 
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="scores of single-task models (as --json writes) for delta_m"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write {task: {metric: value}}")
+    add_json(parser, "{task: {metric: value}}")
     parser.add_argument("--details", type=Path, metavar="FILE", help="write per-class and per-image figures as JSON")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html: figures, charts, images")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Layout:
+class Placement:
     nodes: int
-    gpus: int  # a node: ranks, whatever they compute on
+    gpus: int  # per node: ranks, whatever they compute on
     ep_size: int
 
     @property

@@ -1,6 +1,6 @@
 """A machine as `fgmoe bench machine` found it, and the time it takes for an operation or a collective.
 
-Rates are curves over a size that decides them (a product's smallest side, rows an expert), interpolated between the
+Rates are curves over a size that decides them (a product's smallest side, rows per expert), interpolated between the
 sizes measured in logarithms of both, flat beyond. They are measured with as many ranks at once as a node runs, since
 ranks share caches, memory and, on a CPU, the cores.
 """
@@ -17,7 +17,7 @@ from typing import Any, Optional
 from fgmoe_dist.errors import UserError
 
 FORMAT = 1
-Curve = list[tuple[float, float]]  # (size, units a second), in rising order of size
+Curve = list[tuple[float, float]]  # (size, units per second), in rising order of size
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Compute:
 
 @dataclass(frozen=True)
 class Link:
-    """One kind of collective over one kind of wire: a message costs `latency_s` and its bytes over `bytes_per_s`."""
+    """One kind of collective over one kind of wire: a message costs `latency_s`, and its bytes take their number over
+    `bytes_per_s`."""
 
     latency_s: float
     bytes_per_s: float
@@ -69,8 +70,8 @@ class Machine:
     base_bytes: int  # of a rank that has imported everything and built nothing
     pixels_per_s: float  # a loader process reads and augments
     versions: dict[str, str]
-    compute: dict[int, Compute]  # by ranks a node
-    links: dict[int, Links]  # by ranks a node
+    compute: dict[int, Compute]  # by ranks per node
+    links: dict[int, Links]  # by ranks per node
     internode: Optional[Links] = None
     internode_source: str = "unknown"  # measured | assumed | unknown
 
@@ -90,7 +91,7 @@ class Machine:
     def links_at(self, ranks: int) -> Optional[Links]:
         return self.links[_nearest(self.links, ranks)] if self.links else None
 
-    def memory_a_rank(self, ranks: int) -> float:
+    def memory_per_rank(self, ranks: int) -> float:
         return self.memory_bytes / ranks if self.device == "cpu" else self.memory_bytes
 
 

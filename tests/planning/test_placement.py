@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fgmoe_dist.planning.layout import Layout, Spread
+from fgmoe_dist.planning.placement import Placement, Spread
 
 
 def near_peers_by_listing(nodes: int, gpus: int, ep_size: int) -> int:
@@ -19,17 +19,17 @@ def near_peers_by_listing(nodes: int, gpus: int, ep_size: int) -> int:
     (1, 1, 1), (1, 8, 4), (2, 8, 8), (2, 8, 16), (4, 2, 8), (2, 6, 4), (4, 3, 6), (3, 4, 6), (8, 1, 4), (5, 4, 10),
 ])  # fmt: skip
 def test_peers_on_the_node(nodes, gpus, ep_size):
-    layout = Layout(nodes, gpus, ep_size)
-    assert layout.near_peers == near_peers_by_listing(nodes, gpus, ep_size)
-    assert layout.near_peers + layout.far_peers == ep_size - 1
-    assert layout.copies * ep_size == layout.world
+    placement = Placement(nodes, gpus, ep_size)
+    assert placement.near_peers == near_peers_by_listing(nodes, gpus, ep_size)
+    assert placement.near_peers + placement.far_peers == ep_size - 1
+    assert placement.copies * ep_size == placement.world
 
 
 def test_who_shares_an_expert():
-    assert Layout(2, 8, 4).expert_replicas == Spread(near=2, nodes=2)
-    assert Layout(2, 8, 16).expert_replicas == Spread(near=1, nodes=1)
-    assert Layout(4, 8, 16).expert_replicas == Spread(near=1, nodes=2)
-    assert Layout(1, 4, 1).expert_replicas == Layout(1, 4, 1).replicas == Spread(near=4, nodes=1)
+    assert Placement(2, 8, 4).expert_replicas == Spread(near=2, nodes=2)
+    assert Placement(2, 8, 16).expert_replicas == Spread(near=1, nodes=1)
+    assert Placement(4, 8, 16).expert_replicas == Spread(near=1, nodes=2)
+    assert Placement(1, 4, 1).expert_replicas == Placement(1, 4, 1).replicas == Spread(near=4, nodes=1)
 
 
 def test_bytes_of_a_reduction():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
-from fgmoe_dist.planning.machine import Compute, Link, Links, fit_link, interpolate, machine_json, read_machine
+from fgmoe_dist.planning.profile import Compute, Link, Links, fit_link, interpolate, machine_json, read_machine
 from tests.planning.machines import flat_compute, machine
 
 
@@ -55,7 +55,7 @@ def test_a_cpu_s_cores_are_shared_beyond_what_was_measured_and_a_gpu_s_are_not()
     assert cpu.compute_at(1).overhead_s == 1e-6
     gpu = machine(cores=2)
     assert gpu.compute_at(16) is gpu.compute[1]
-    assert (cpu.memory_a_rank(4), gpu.memory_a_rank(4)) == (4 * 2**30, 16 * 2**30)
+    assert (cpu.memory_per_rank(4), gpu.memory_per_rank(4)) == (4 * 2**30, 16 * 2**30)
 
 
 def test_a_profile_is_read_as_it_was_written(tmp_path):
