@@ -13,8 +13,8 @@ from typing import Any, Callable, Iterator
 import torch
 
 from fgmoe_dist.config import Config, check_world
-from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.decoders.fgmoe import create_model
+from fgmoe_dist.labels import KNOWN
 from fgmoe_dist.planning.times import STAGES
 from fgmoe_dist.planning.trace import AnyDataset
 from fgmoe_dist.ranks import Ranks
@@ -62,7 +62,7 @@ def _random_batch(config: Config) -> dict[str, Any]:
     images, size_hw = config.train.micro_batch_size, tuple(config.data.image_size)
     batch: dict[str, Any] = {"image": torch.randn(images, 3, *size_hw)}
     for task in config.tasks:
-        label = empty_labels(task, images, size_hw)
+        label = KNOWN[task].empty(images, size_hw)
         batch[task] = torch.rand_like(label) + 0.5 if label.is_floating_point() else torch.randint_like(label, 2)
     return batch
 

@@ -7,6 +7,7 @@ from typing import Literal, Optional
 
 from pydantic import Field
 
+from fgmoe_dist.data.settings import Data
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.settings import Section
 
@@ -17,23 +18,6 @@ class Run(Section):
     name: str = Field("fgmoe", description="name of the run, in MLflow and in messages")
     dir: Path = Field(Path("runs/fgmoe"), description="the run folder itself")
     seed: int = Field(0, ge=0, description="seed of weights, data order and augmentation")
-
-
-class Data(Section):
-    train: str = Field("", description="training shards: a folder, a brace pattern or URLs")
-    val: str = Field("", description="validation shards, read once each evaluation")
-    image_size: tuple[int, int] = Field(
-        (448, 576), description="[height, width] that training crops to, evaluation pads to"
-    )
-    workers: int = Field(2, ge=0, description="loader processes a rank; 0 reads in the training process")
-    augment: bool = Field(
-        True, description="scale, crop, flip and photometric distortion; off: centred padding or crop only"
-    )
-    scale_range: tuple[float, float] = Field((0.5, 2.0), description="random scale of the training crop")
-    views: int = Field(
-        0, ge=0, description="fixed augmented views of each image, one an epoch in turn; 0: augmented anew each time"
-    )
-    max_bad_samples: int = Field(0, ge=0, description="unreadable samples a rank passes over, with a warning each")
 
 
 class Encoder(Section):

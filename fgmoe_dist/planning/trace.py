@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgmoe_dist.config import Config
-from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.decoders.fgmoe import FGMoE
 from fgmoe_dist.encoders.frozen import FrozenEncoder
 from fgmoe_dist.experts.router import BalanceTerms
+from fgmoe_dist.labels import KNOWN
 from fgmoe_dist.planning.counts import Counts, Work
 from fgmoe_dist.precision import PRECISIONS
 from fgmoe_dist.tasks import create_tasks
@@ -64,7 +64,7 @@ def count(config: Config) -> Counts:
             recorder.part = "decoder"
             output = model(levels)
             recorder.part = "losses"
-            labels = {task: empty_labels(task, config.train.micro_batch_size, size_hw) for task in config.tasks}
+            labels = {task: KNOWN[task].empty(config.train.micro_batch_size, size_hw) for task in config.tasks}
             loss = sum(task.loss(output.predictions[task.name], labels[task.name]) for task in model.tasks)
         recorder.part, recorder.backward = "decoder", True
         loss.backward()

@@ -14,11 +14,11 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from fgmoe_dist.config import Config, check_world
-from fgmoe_dist.data.augment import EvalTransform, FeatureTransform
+from fgmoe_dist.data.augment import EvalTransform, FeatureTransform, train_transform
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.decoders.fgmoe import Balance, FGMoE, Output, balance_losses, create_model
-from fgmoe_dist.encoders.features import check_cache, train_transform
+from fgmoe_dist.encoders.features import check_cache
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.layer import RoutedExperts
 from fgmoe_dist.ranks import Ranks
@@ -65,10 +65,11 @@ class Trainer:
     def batches(self) -> Iterator[dict]:
         """This rank's micro-batches from the current step on."""
         data, train, cache = self.config.data, self.config.train, self.train_shards.cache
+        tasks, labels, encoder = self.config.tasks, self.train_shards.labels, self.model.encoder
         if cache:
-            transform = FeatureTransform(data.image_size, self.config.tasks, cache.levels_Chw)
+            transform = FeatureTransform(data.image_size, tasks, cache.levels_Chw, labels)
         else:
-            transform = train_transform(self.config, self.model.encoder, self.config.tasks)
+            transform = train_transform(data, encoder.mean, encoder.std, tasks, labels)
         return train_batches(
             self.train_shards, self.config.tasks, batch_size=train.batch_size, micro_batch_size=train.micro_batch_size,
             rank=self.ranks.rank, world=self.ranks.world, seed=self.config.run.seed, start_step=self.step,

@@ -46,10 +46,12 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.drawing.panel import panel
     from fgmoe_dist.evaluation.evaluate import save_predictions
     from fgmoe_dist.evaluation.predict import predict_image
+    from fgmoe_dist.labels import labels_of
     from fgmoe_dist.progress import track
 
     model, config, info = load_model(args.checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    labels = labels_of(info.tasks, info.classes, info.definitions)
     skipped = {}
     for image_id, path in track(images.items(), "predicting", len(images)):
         try:
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
                 raise
             skipped[str(path)] = str(error)
             continue
-        predictions = predict_image(model, image_HWC, config.data.image_size, info.classes)
+        predictions = predict_image(model, image_HWC, config.data.image_size, labels)
         save_predictions(args.output, image_id, predictions)
         if not args.no_panels:
             picture = args.output / "panels" / f"{image_id}.png"

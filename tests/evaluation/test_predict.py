@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fgmoe_dist.evaluation.predict import predict_image
+from fgmoe_dist.labels import KNOWN
 
 
 class Mirror:
@@ -30,7 +31,7 @@ def test_predictions_lie_on_their_pixels(size):
     height, width = size
     image = np.full((height, width, 3), 40, np.uint8)
     image[:, width // 2 :] = 220
-    found = predict_image(Mirror(), image, (24, 32), {"semseg"})
+    found = predict_image(Mirror(), image, (24, 32), KNOWN)
     assert {name: (array.shape, array.dtype.name) for name, array in found.items()} == {
         "semseg": ((height, width), "uint8"),
         "depth": ((height, width), "float32"),
@@ -50,5 +51,5 @@ def test_predictions_lie_on_their_pixels(size):
 
 def test_an_image_of_the_fields_size_is_not_resampled():
     image = np.random.default_rng(0).integers(1, 255, (20, 30, 3), dtype=np.uint8)
-    found = predict_image(Mirror(), image, (24, 32), {"semseg"})
+    found = predict_image(Mirror(), image, (24, 32), KNOWN)
     np.testing.assert_allclose(found["depth"], 1 + image[..., 0] / 255, atol=1e-5)

@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgmoe_dist.config import build_config
-from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.decoders.fgmoe import create_model
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import KNOWN
 from fgmoe_dist.planning.trace import AnyDataset, _Unrouted, count
 from tests.runs import SETTINGS
 
@@ -67,7 +67,7 @@ def run_for_real(config) -> dict[str, float]:
 
     with forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         predictions = model(levels).predictions
-        labels = {task: empty_labels(task, len(image), config.data.image_size) for task in config.tasks}
+        labels = {task: KNOWN[task].empty(len(image), config.data.image_size) for task in config.tasks}
         loss = sum(task.loss(predictions[task.name], labels[task.name]) for task in model.tasks)
     with backward:
         loss.backward()
