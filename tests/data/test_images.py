@@ -6,7 +6,7 @@ from PIL import Image
 
 from fgmoe_dist.data.images import fit, list_images, read_image
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.labels import BinaryMap, ClassMap, ScalarMap, VectorMap
+from fgmoe_dist.labels import ClassMap, ScalarMap, VectorMap
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

@@ -38,7 +38,8 @@ class Model:
 @pytest.fixture
 def call(monkeypatch):
     config = SimpleNamespace(data=SimpleNamespace(image_size=(32, 32)))
-    info = SimpleNamespace(classes={"semseg": ["wall", "floor"]})
+    tasks = ["semseg", "depth", "normals", "edge"]
+    info = SimpleNamespace(tasks=tasks, classes={"semseg": ["wall", "floor"]}, definitions={})
     monkeypatch.setattr(checkpoint, "load_model", lambda path: (Model(), config, info))
 
     def call(*words):
