@@ -244,10 +244,11 @@ def test_the_same_generator_gives_the_same_tensors_and_tasks_do_not_change_the_c
     assert not torch.equal(first["image"], whole(sample, np.random.default_rng([3, 5]))["image"])
 
 
-def test_crops_avoid_what_is_nearly_all_one_class():
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_crops_avoid_what_is_nearly_all_one_class(dtype):
     """Only the left tenth of the image is mixed: with ten tries most crops hold some of it, with one few would."""
-    semseg_HW = np.zeros((20, 100), np.uint8)
-    semseg_HW[:, :10] = np.arange(10)
+    semseg_HW = np.zeros((20, 100), dtype)
+    semseg_HW[:, :10] = np.arange(10) + (290 if dtype == np.uint16 else 0)  # more classes than 8 bits hold
     sample = {"id": "a", "image": np.zeros((20, 100, 3), np.uint8), "semseg": semseg_HW}
     transform = TrainTransform((20, 12), tasks=("semseg",), scale_range=(1, 1), flip=False, **PLAIN)
     crops = [transform(sample, np.random.default_rng(seed))["semseg"] for seed in range(100)]
