@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.backends import create_routed_experts
+from fgmoe_dist.experts.backends.base import RoutedExperts
+from fgmoe_dist.experts.backends.fused import FusedExperts
+from fgmoe_dist.experts.backends.stock import StockExperts
 from fgmoe_dist.experts.kernels import KERNELS, choose_kernel
-from fgmoe_dist.experts.layer import FusedExperts, MoE, RoutedExperts, StockExperts, create_routed_experts
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.precision import PRECISIONS
 from fgmoe_dist.progress import track
@@ -156,9 +159,6 @@ def _layer(point: Point, ranks: Ranks, ep_size: int, backend: str, kernel: str) 
     )  # fmt: skip
     torch.manual_seed(SEED)  # the routers' weights
     layer = create_routed_experts(point.tasks, point.channels, config, ep_size, block=0, seed=SEED)
-    for module in layer.modules():
-        if isinstance(module, MoE):
-            module.set_deepspeed_parallelism()
     return _placed(layer, point, ranks)
 
 
@@ -176,7 +176,7 @@ def _through(layer: FusedExperts) -> Callable[[Tensor], Tensor]:
 
 
 def _stock(layer: StockExperts) -> Callable[[Tensor], Tensor]:
-    return lambda x_TNC: torch.stack([layer._run_layer(own, x_NC) for own, x_NC in zip(layer.layers, x_TNC)])
+    return lambda x_TNC: torch.stack([layer.run_layer(own, x_NC) for own, x_NC in zip(layer.layers, x_TNC)])
 
 
 def _kernel_alone(layer: FusedExperts, kernel: str, x_TNC: Tensor) -> Contender:

@@ -28,13 +28,10 @@ def first_bias(tasks: int, experts: int) -> torch.Tensor:
 
 
 def layer_on_rank(tasks: int, ep_size: int, settings: dict):
-    from fgmoe_dist.experts.layer import MoE, create_routed_experts
+    from fgmoe_dist.experts.backends import create_routed_experts
 
     torch.manual_seed(0)
     layer = create_routed_experts(tasks, C, Experts(**settings), ep_size, block=0, seed=SEED)
-    for module in layer.modules():
-        if isinstance(module, MoE):
-            module.set_deepspeed_parallelism()
     if settings.get("bias_update_rate"):
         layer.routers.bias_TE.copy_(first_bias(tasks, layer.num_experts))
     return layer
