@@ -19,7 +19,7 @@ def print_plan(trainer: Trainer) -> None:
     config, ranks, model = trainer.config, trainer.ranks, trainer.model
     counts = parameter_counts(model.decoder, model.encoder, config.parallel.ep_size)
     parallel = config.parallel
-    accumulation = trainer.engine.gradient_accumulation_steps()
+    accumulation = trainer.engine.accumulation
     epochs = config.train.steps * config.train.batch_size / trainer.train_shards.samples
     rows = [
         ("encoder", f"{config.encoder.name}, frozen, weights: {model.encoder.source}"),

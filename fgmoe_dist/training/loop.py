@@ -81,6 +81,7 @@ def _resume(trainer: Trainer, folder: RunFolder, resume_from: str) -> Optional[i
         expected = {"tasks": list(trainer.config.tasks), "encoder_checksum": trainer.model.encoder.checksum}
         state = resume(trainer.engine, checkpoint, expected)
         trainer.step = state.step
+        trainer.weighing.restore(state.weighting)
     from_first(lambda: _prepare_folder(trainer, folder, checkpoint, state))
     return None if state is None else state.step
 
@@ -226,4 +227,5 @@ def _state_of(trainer: Trainer) -> CheckpointState:
         world=trainer.ranks.world,
         ep_size=config.parallel.ep_size,
         zero_stage=config.parallel.zero_stage,
+        weighting=trainer.weighing.state(),
     )

@@ -107,7 +107,7 @@ def step_metrics(report: StepReport, losses: dict[str, float], trainer: Trainer)
     own = [name for name in losses if name != "total" and name not in trainer.config.tasks]
     metrics.update({name: losses[name] for name in own})
     metrics.update(grad_norm=report.grad_norm, lr=report.lr, memory_gib=_memory_gib(trainer.ranks.device))
-    return metrics | trainer.model.decoder.metrics(report.counts)
+    return metrics | report.weights | trainer.model.decoder.metrics(report.counts)
 
 
 def run_score(tasks: list[Task], scores: Scores) -> float:

@@ -103,7 +103,7 @@ def engine_bytes(config) -> dict[str, int]:
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     engine.backward(engine(torch.randn(4, 16, dtype=dtype)).float().square().mean())
     engine.step()
-    parameters, optimizer = list(engine.module.parameters()), engine.optimizer
+    parameters, optimizer = list(engine.module.parameters()), engine.deepspeed.optimizer
     base = getattr(optimizer, "optimizer", optimizer)
 
     def size(tensors) -> int:

@@ -115,7 +115,7 @@ def reduced_bytes(config) -> list[tuple[str, int, int]]:
         return plain(*args, **kwargs)
 
     dist.all_reduce = counted
-    for _ in range(engine.gradient_accumulation_steps()):
+    for _ in range(engine.accumulation):
         engine.backward(engine(torch.randn(4, 16)).square().mean())
         engine.step()
     return found

@@ -38,7 +38,7 @@ def test_what_is_drawn_is_counted_in_the_steps_since_the_last_evaluation(monkeyp
     for steps in (2, 1):
         for _ in range(steps):
             trainer.step += 1
-            reporter.observe(StepReport({}, {"load": LOAD}, 0.0, 0.0, 0.0, 0.0))
+            reporter.observe(StepReport({}, {"load": LOAD}, {}, 0.0, 0.0, 0.0, 0.0))
         reporter.evaluate(with_constants=False)
         load, caption = drawn.pop()
         assert torch.equal(load, steps * LOAD.double()) and (tmp_path / "load.png").is_file()

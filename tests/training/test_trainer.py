@@ -144,7 +144,7 @@ def two_steps(config_file, overrides):
     trainer = trainer_on_rank(config_file, overrides)
     reports = [trainer.train_step() for _ in range(2)]
     return [
-        ({name: loss.item() for name, loss in report.losses.items()}, report.load.tolist(), report.lr)
+        ({name: loss.item() for name, loss in report.losses.items()}, report.counts["load"].tolist(), report.lr)
         for report in reports
     ]
 
