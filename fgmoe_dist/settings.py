@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Mapping, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -98,3 +98,11 @@ def _is_named(kind: Any, name: int | str) -> bool:
         return False
     fields = (field.annotation for field in kind.model_fields.values())
     return kind.__name__ == name or any(get_origin(a) is Literal and name in get_args(a) for a in fields)
+
+
+def flatten(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`, keys as `--set` takes and MLflow records them. Empty mappings vanish."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat.update(flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value})
+    return flat

@@ -75,22 +75,6 @@ def to_yaml(config: Config) -> str:
     return "\n".join(_yaml_lines(config, config.sections(), indent="")) + "\n"
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """`{"experts.top_k": 4, ...}`, as MLflow records parameters."""
-    return flatten_values(config.model_dump(mode="json", include=set(config.sections())))
-
-
-def flatten_values(nested: dict[str, Any]) -> dict[str, Any]:
-    """The same for a configuration as plain values, of a checkpoint for instance."""
-    flat = {}
-    for section, values in nested.items():
-        if isinstance(values, dict):
-            flat.update({f"{section}.{key}": value for key, value in values.items()})
-        else:
-            flat[section] = values
-    return flat
-
-
 def _read_inheriting(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:

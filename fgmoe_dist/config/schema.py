@@ -91,6 +91,7 @@ class Parallel(Section):
 
 
 class Tracking(Section):
+    sinks: list[str] = Field(["mlflow"], description="where a run is told beside its folder; mlflow is known")
     uri: str = Field("", description="MLflow server or store; empty: sqlite beside the run folder; none: no MLflow")
     experiment: str = Field("fgmoe", description="MLflow experiment")
 

@@ -13,14 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import yaml
-
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.tracking.mlflow_run import flatten
-from fgmoe_dist.tracking.run_folder import RunFolder, Scores
+from fgmoe_dist.metrics import Scores
+from fgmoe_dist.settings import flatten
+from fgmoe_dist.tracking.run_folder import RunFolder, runs_in
 
 # Every run has its own; they say nothing of what was compared.
-OWN_SETTINGS = ("run.name", "run.dir", "tracking.uri", "tracking.experiment")
+OWN_SETTINGS = ("run.name", "run.dir", "tracking.sinks", "tracking.uri", "tracking.experiment")
 PLACE_TAGS = ("git_commit", "git_dirty", "world", "launcher", "device", "torch", "deepspeed")
 
 
@@ -52,30 +51,22 @@ def read_folders(paths: Iterable[str | Path], unfinished: bool = False) -> list[
     """Run folders, or folders of run folders, of which unfinished runs are left out unless asked for."""
     records = []
     for path in map(Path, paths):
-        if _is_run(path):
-            records.append(read_folder(path))
-            continue
-        inside = [read_folder(child) for child in sorted(path.glob("*")) if _is_run(child)]
-        if not inside:
-            raise UserError(f"{path}: is no run folder and holds none; name one with config.yaml in it")
-        records += [record for record in inside if unfinished or record.status == "FINISHED"]
+        for folder in runs_in(path):
+            record = read_folder(folder)
+            if unfinished or folder.path == path or record.status == "FINISHED":
+                records.append(record)
     return records
 
 
-def read_folder(path: Path) -> RunRecord:
+def read_folder(folder: RunFolder) -> RunRecord:
     """One run folder. UserError where its files are damaged."""
-    folder = RunFolder(path)
-    try:
-        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path / 'config.yaml'}: cannot be read; restore it or leave the run out") from None
     about, evaluations = folder.about(), folder.evaluations()
     step = max(evaluations, default=None)
     rates = [entry["images_per_second"] for entry in folder.metrics() if entry.get("images_per_second")]
     return RunRecord(
-        name=path.resolve().name,
+        name=folder.path.resolve().name,
         status=about.get("status", "unknown"),
-        settings={key: str(value) for key, value in flatten(settings or {}).items()},
+        settings={key: str(value) for key, value in flatten(folder.settings()).items()},
         tags=about.get("tags", {}),
         scores=evaluations.get(step, {}),
         step=step,
@@ -224,7 +215,3 @@ def _text(value: float | None) -> str:
     if float(value).is_integer():
         return f"{int(value):,}"
     return f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file()

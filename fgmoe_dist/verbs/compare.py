@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _read(args: argparse.Namespace) -> list:
     from fgmoe_dist.tracking.compare import read_folders, read_mlflow
-    from fgmoe_dist.tracking.mlflow_run import resolve_uri
+    from fgmoe_dist.tracking.mlflow_store import resolve_uri
 
     if not args.experiment:
         return read_folders(args.runs or ["runs"], args.unfinished)

@@ -5,8 +5,8 @@ import pytest
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tracking.compare import RunRecord, compare, read_folders, read_mlflow, to_json, to_markdown
-from fgmoe_dist.tracking.mlflow_run import MLflowRun
 from fgmoe_dist.tracking.run_folder import RunFolder
+from fgmoe_dist.tracking.sinks import create_sinks
 from fgmoe_dist.verbs import compare as verb
 
 MODEL = {"total": 1234567, "trained": 4321}
@@ -94,12 +94,8 @@ def test_markdown_is_a_table_with_the_best_in_bold(tmp_path):
 
 def test_mlflow_tells_the_same_as_the_folder(tmp_path):
     folder = make(tmp_path / "a")
-    settings = {"run": {"name": "a", "seed": 0}, "experts": {"top_k": 4, "split": 4}, "tasks": ["depth"]}
-    with MLflowRun.start(folder, "", "tests", "a", settings, {"world": "2"}, resume=False) as run:
-        for entry in folder.metrics():
-            run.log(entry.pop("step"), entry)
-        for step, scores in folder.evaluations().items():
-            run.log_evaluation(step, scores)
+    (sink,) = create_sinks(folder, {**folder.settings(), "tracking": {"experiment": "tests"}})
+    sink.catch_up()
     (record,) = read_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tests")
     assert record == read_folders([tmp_path / "a"])[0]
     with pytest.raises(UserError, match="--experiment other"):

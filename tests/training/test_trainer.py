@@ -15,8 +15,8 @@ from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import evaluation_samples
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tasks import create_tasks
-from fgmoe_dist.training.report import run_score
 from fgmoe_dist.training.schedule import learning_rate
+from fgmoe_dist.training.scoring import run_score
 from tests.ranks import run_ranks
 from tests.runs import Runs, this_rank, trainer_on_rank
 
