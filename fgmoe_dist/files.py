@@ -9,7 +9,16 @@ import os
 from pathlib import Path
 from typing import Any, Iterator
 
+from fgmoe_dist.errors import UserError
+
 PARTIAL = ".part"  # how the name of a file ends that is still being written
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise `UserError` if `path` cannot become a file; before the work rather than after it."""
+    if path.is_dir() or not path.parent.is_dir():
+        fault = "is a folder" if path.is_dir() else f"lies in no folder: make {path.parent}, or"
+        raise UserError(f"{option} {path} {fault}{';' if path.is_dir() else ''} name another file")
 
 
 @contextlib.contextmanager

@@ -23,12 +23,14 @@ from skimage.morphology import thin as skimage_thin
 from fgmoe_dist.benches.port import PortRace
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.score import read_prediction, shard_parts
+from fgmoe_dist.evaluation.predictions import read_prediction
+from fgmoe_dist.evaluation.score_files import shard_parts
 from fgmoe_dist.machine import processor, versions
 from fgmoe_dist.metrics.boundary.counts import THRESHOLDS_T, boundary_counts
 from fgmoe_dist.metrics.boundary.nms import suppress_non_maxima
 from fgmoe_dist.metrics.meter import check_prediction
 from fgmoe_dist.progress import track
+from fgmoe_dist.tasks.edge import Edge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,10 +107,11 @@ def _maps(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if bool(args.predictions) != bool(args.shards):
         raise UserError("--predictions and --shards go together: maps to score, and the labels of the same images")
     if args.predictions:
+        edge = Edge("edge", args.max_dist)
         for part in shard_parts(ShardSet.open(args.shards)):
             for sample in part.samples(["edge"]):
-                if (truth_HW := sample.get("boundary")) is not None:
-                    map_HW = read_prediction(args.predictions, "edge", sample["id"])
+                if (truth_HW := sample.get(edge.truth_key)) is not None:
+                    map_HW = read_prediction(args.predictions, edge, sample["id"])
                     check_prediction(map_HW, "edge", sample["id"], truth_HW.shape, np.uint8, "uint8(255 * probability)")
                     yield map_HW, truth_HW
         return

@@ -10,6 +10,7 @@ from fgmoe_dist.checkpoints.folder import CheckpointState, find_checkpoint, mark
 from fgmoe_dist.checkpoints.writer import CheckpointWriter
 from fgmoe_dist.decoders.base import parameter_counts
 from fgmoe_dist.ranks import ended_once, from_first
+from fgmoe_dist.tasks import headlines
 from fgmoe_dist.tracking.recorder import Recorder
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.tags import run_tags
@@ -69,6 +70,7 @@ def _start_recording(trainer: Trainer, folder: RunFolder) -> Recorder:
         run_tags(ranks.world, config.parallel.ep_size),
         model=parameter_counts(trainer.model.decoder, trainer.model.encoder, config.parallel.ep_size),
         encoder={"source": trainer.model.encoder.source},
+        headlines=headlines(trainer.tasks),
     )
 
 

@@ -10,8 +10,7 @@ import argparse
 from pathlib import Path
 
 from fgmoe_dist.arguments import add_checkpoint, add_json
-from fgmoe_dist.evaluation.scores import check_writable
-from fgmoe_dist.files import write_json
+from fgmoe_dist.files import check_writable, write_json
 from fgmoe_dist.ranks import process_group
 
 
@@ -41,19 +40,24 @@ def run(args: argparse.Namespace) -> None:
         from fgmoe_dist.data.augment import EvalTransform
         from fgmoe_dist.data.shardset import ShardSet
         from fgmoe_dist.evaluation.evaluate import evaluate
+        from fgmoe_dist.evaluation.painter import Painter
+        from fgmoe_dist.evaluation.predictions import PredictionWriter
         from fgmoe_dist.evaluation.table import print_scores
 
         model, config, info = load_model(args.checkpoint)
         shards = ShardSet.open(args.shards or config.data.val)
+        observers = []
+        if args.pictures:
+            observers.append(Painter(model.tasks, args.pictures, args.number_of_pictures, shards.samples, ranks))
+        if args.predictions:
+            observers.append(PredictionWriter(args.predictions))
         scores = evaluate(
             model.to(ranks.device),
             shards,
             EvalTransform(config.data.image_size, model.encoder.mean, model.encoder.std),
             ranks,
+            observers=observers,
             workers=args.workers,
-            pictures=args.number_of_pictures if args.pictures else 0,
-            pictures_folder=args.pictures,
-            predictions_folder=args.predictions,
         )
         if ranks.is_first:
             title = f"step {info.step}, {shards.samples} images of {shards.dataset} {shards.split}"

@@ -49,7 +49,7 @@ def _tolerance(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> None:
-    from fgmoe_dist.evaluation.scores import check_writable
+    from fgmoe_dist.files import check_writable
 
     for option in ("output", "json"):
         if getattr(args, option):

@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> None:
 
     from fgmoe_dist.checkpoints.checkpoint import load_model
     from fgmoe_dist.drawing.panel import panel
-    from fgmoe_dist.evaluation.evaluate import save_predictions
     from fgmoe_dist.evaluation.predict import predict_image
+    from fgmoe_dist.evaluation.predictions import write_predictions
     from fgmoe_dist.progress import track
 
-    model, config, info = load_model(args.checkpoint)
+    model, config, _ = load_model(args.checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     skipped = {}
     for image_id, path in track(images.items(), "predicting", len(images)):
@@ -49,11 +49,11 @@ def run(args: argparse.Namespace) -> None:
                 raise
             skipped[str(path)] = str(error)
             continue
-        predictions = predict_image(model, image_HWC, config.data.image_size, info.classes)
-        save_predictions(args.output, image_id, predictions)
+        predictions = predict_image(model, image_HWC, config.data.image_size)
+        write_predictions(args.output, image_id, predictions)
         if not args.no_panels:
             picture = args.output / "panels" / f"{image_id}.png"
-            panel(image_HWC, predictions, None, info.classes, picture, caption=path.name)
+            panel(image_HWC, predictions, None, model.tasks, picture, caption=path.name)
     _report(args, list(images), skipped)
 
 

@@ -35,11 +35,12 @@ def pascal_runs(pascal_shards, tmp_path_factory) -> Runs:
 def evaluate_on_rank(config_file, overrides, predictions):
     """Scores of the untrained model, and the ids this rank was given."""
     from fgmoe_dist.evaluation.evaluate import evaluate
+    from fgmoe_dist.evaluation.predictions import PredictionWriter
 
     trainer = trainer_on_rank(config_file, overrides)
     ranks, shards, transform = trainer.ranks, trainer.val_shards, trainer.eval_transform
     given = evaluation_samples(shards, trainer.config.tasks, rank=ranks.rank, world=ranks.world, transform=transform)
-    scores = evaluate(trainer.model, shards, transform, ranks, predictions_folder=predictions)
+    scores = evaluate(trainer.model, shards, transform, ranks, observers=[PredictionWriter(predictions)])
     return scores, [sample["id"] for sample, _ in given]
 
 

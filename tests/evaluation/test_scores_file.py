@@ -1,11 +1,11 @@
-"""Scores as files: NaN, faults named before the work."""
+"""Scores as files: NaN, and what is no file of scores."""
 
 import json
 
 import pytest
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.scores import check_writable, read_scores
+from fgmoe_dist.evaluation.scores_file import read_scores
 from fgmoe_dist.files import write_json
 
 
@@ -29,12 +29,3 @@ def test_unreadable_scores_are_named(tmp_path, content):
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match="a.json cannot be read"):
         read_scores(tmp_path / "a.json")
-
-
-def test_where_a_file_can_be_written(tmp_path):
-    check_writable(tmp_path / "new.json", "--json")
-    with pytest.raises(UserError, match="--json .* is a folder; name another file"):
-        check_writable(tmp_path, "--json")
-    with pytest.raises(UserError, match="--details .* lies in no folder: make .*none"):
-        check_writable(tmp_path / "none" / "new.json", "--details")
-    assert not list(tmp_path.iterdir())

@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fgmoe_dist.errors import UserError
-
-Scores = dict[str, dict[str, float]]
-
-
-def check_writable(path: Path, option: str) -> None:
-    """Raise `UserError` if `path` cannot become a file; before the work rather than after it."""
-    if path.is_dir() or not path.parent.is_dir():
-        fault = "is a folder" if path.is_dir() else f"lies in no folder: make {path.parent}, or"
-        raise UserError(f"{option} {path} {fault}{';' if path.is_dir() else ''} name another file")
+from fgmoe_dist.metrics import Scores
 
 
 def read_scores(path: Path) -> Scores:

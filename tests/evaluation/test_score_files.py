@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.score import read_prediction, score
-from fgmoe_dist.metrics.meters import DepthMeter, IoUMeter, NormalsMeter
+from fgmoe_dist.evaluation.score_files import score
+from fgmoe_dist.tasks.depth import Depth
+from fgmoe_dist.tasks.normals import Normals
+from fgmoe_dist.tasks.semseg import Semseg
 
 SHAPE = (6, 8)
 
@@ -35,15 +37,14 @@ class MemoryPart:
         return map(label, self.ids)
 
 
-def meters():
-    return {"semseg": IoUMeter(3, ["a", "b", "c"]), "depth": DepthMeter(), "normals": NormalsMeter()}
+TASKS = [Semseg("semseg", ["a", "b", "c"]), Depth(), Normals()]
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Predictions of images 1, 2, 3: the next image's labels, so that they are wrong but valid."""
-    for task in meters():
-        (tmp_path / task).mkdir()
+    for task in TASKS:
+        (tmp_path / task.name).mkdir()
     for id_ in "123":
         other = label(str(int(id_) + 3))
         Image.fromarray(other["semseg"]).save(tmp_path / "semseg" / f"{id_}.png")
@@ -59,8 +60,8 @@ PARTS = [MemoryPart(("1", "2")), MemoryPart(("3",))]
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_files_score_as_arrays_do(folder, workers):
-    scored = score(PARTS, meters(), folder, workers)
-    expected = meters()
+    scored = score(PARTS, TASKS, folder, workers)
+    expected = {task.name: task.meter() for task in TASKS}
     for id_ in "123":
         other = label(str(int(id_) + 3))
         for task, meter in expected.items():
@@ -74,42 +75,15 @@ def test_files_score_as_arrays_do(folder, workers):
     assert scored.details()["tasks"]["semseg"].keys() == {"IoU/a", "IoU/b", "IoU/c"}
 
 
-def test_a_palette_png_is_read_as_class_ids(folder):
-    image = Image.fromarray(label("1")["semseg"])
-    image.putpalette([200, 10, 10, 0, 90, 0, 0, 0, 7])
-    image.save(folder / "semseg" / "1.png")
-    np.testing.assert_array_equal(read_prediction(folder, "semseg", "1"), label("1")["semseg"])
-
-
 def test_a_missing_folder_and_a_missing_file_are_named(folder):
     (folder / "depth" / "2.npy").unlink()
     with pytest.raises(UserError, match=r"depth/2.png or .npy is missing"):
-        score(PARTS, meters(), folder)
+        score(PARTS, TASKS, folder)
     with pytest.raises(UserError, match="has no semseg/"):
-        score(PARTS, meters(), folder / "depth")
-
-
-def test_two_files_for_one_prediction_are_refused(folder):
-    np.save(folder / "semseg" / "1.npy", label("1")["semseg"])
-    with pytest.raises(UserError, match="both exist"):
-        score(PARTS, meters(), folder)
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [(b"not numpy", "cannot be read"), (b"", "cannot be read"), (np.array([{}], object), "cannot be read")],
-)
-def test_damaged_or_pickled_files_are_refused(folder, content, message):
-    path = folder / "depth" / "1.npy"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        np.save(path, content, allow_pickle=True)
-    with pytest.raises(UserError, match=message):
-        score(PARTS, meters(), folder)
+        score(PARTS, TASKS, folder / "depth")
 
 
 def test_a_worker_names_the_fault_too(folder):
     np.save(folder / "depth" / "3.npy", np.ones((5, 8), np.float32))
     with pytest.raises(UserError, match="depth for image 3 is 5 x 8, the label is 6 x 8"):
-        score(PARTS, meters(), folder, workers=2)
+        score(PARTS, TASKS, folder, workers=2)
