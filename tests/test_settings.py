@@ -73,8 +73,8 @@ def test_mistakes_are_told_by_key(values, lines):
 
 def test_keys_of_every_kind_are_known():
     assert known_keys(Table) == [
-        "legs", "top", "top.kind", "top.rings", "top.acorns", "top.melting_point", "drawer", "drawer.width", "drawer.names",
-        "shelves",
+        "legs", "top", "top.kind", "top.rings", "top.acorns", "top.melting_point", "drawer", "drawer.width",
+        "drawer.names", "shelves",
     ]  # fmt: skip
 
 
