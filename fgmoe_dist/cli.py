@@ -1,4 +1,4 @@
-"""`fgmoe`: one verb a command. Each verb lives in `fgmoe_dist/verbs/<verb>.py`."""
+"""`fgmoe`: one verb per command. Each verb lives in `fgmoe_dist/verbs/<verb>.py`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """The release of Python, and of each package by the name it is installed under; None for one that is not there."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def processor() -> str:

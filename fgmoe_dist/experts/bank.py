@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgmoe_dist.experts.groups import mark_expert_parameter
 from fgmoe_dist.experts.kernels import BankWeights
 
 WEIGHTS = BankWeights._fields
@@ -33,25 +34,19 @@ def initial_expert(channels: int, hidden: int, *identity: object) -> dict[str, T
 
 
 class ExpertBank(nn.Module):
-    """The routed experts of a rank, stacked. `identities` names each; parameters carry DeepSpeed's expert flags."""
+    """The routed experts of a rank, stacked. `identities` names each; parameters are marked as those of experts."""
 
-    def __init__(self, channels: int, hidden: int, identities: Sequence[tuple], group_name: str):
+    def __init__(self, channels: int, hidden: int, identities: Sequence[tuple], ep_size: int):
         super().__init__()
         members = [initial_expert(channels, hidden, *identity) for identity in identities]
         for name in WEIGHTS:
             self.register_parameter(name, nn.Parameter(torch.stack([member[name] for member in members])))
         for parameter in self.parameters():
-            mark_expert_parameter(parameter, group_name)
+            mark_expert_parameter(parameter, ep_size)
 
     @property
     def weights(self) -> BankWeights:
         return BankWeights(*(getattr(self, name) for name in WEIGHTS))
-
-
-def mark_expert_parameter(parameter: nn.Parameter, group_name: str) -> None:
-    """Tells DeepSpeed that this parameter differs between the ranks of an expert group."""
-    parameter.allreduce = False
-    parameter.group_name = group_name
 
 
 class SharedExperts(nn.Module):

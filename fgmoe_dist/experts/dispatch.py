@@ -143,9 +143,10 @@ class _Start(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, _):
-        flight, ctx.flight = ctx.flight, None
-        gradients = iter(flight.homeward.land())
-        return None, *[next(gradients) if dtype.is_floating_point else None for _, dtype in flight.columns]
+        # Taken out of the flight, which may bring other gradients home: a graph can be walked again, loss by loss.
+        homeward, ctx.flight.homeward = ctx.flight.homeward, None
+        gradients = iter(homeward.land())
+        return None, *[next(gradients) if dtype.is_floating_point else None for _, dtype in ctx.flight.columns]
 
 
 class _Wait(torch.autograd.Function):

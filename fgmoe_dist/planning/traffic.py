@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fgmoe_dist.config import Config
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.planning.counts import Counts
-from fgmoe_dist.planning.layout import Layout
+from fgmoe_dist.planning.placement import Placement
 
 INDEX_BYTES = GATE_BYTES = 4  # int32 and fp32, whatever the precision of the features
 
@@ -31,7 +31,7 @@ def value_bytes(config: Config) -> int:
 
 
 def accumulation(config: Config, world: int) -> int:
-    """Micro-batches a rank computes in a step."""
+    """The micro-batches that a rank computes in a step."""
     return config.train.batch_size // (config.train.micro_batch_size * world)
 
 
@@ -54,9 +54,9 @@ def missed_chance(experts: Experts, ep_size: int) -> float:
 
 def rows_to_a_rank(config: Config) -> float:
     """Tokens that one rank sends to each rank of its group, itself included, in one exchange, at even routing."""
-    height, width = (side // config.decoder.stride for side in config.data.image_size)
-    tokens = len(config.tasks) * config.train.micro_batch_size * height * width
-    return tokens * (1 - missed_chance(config.experts, config.parallel.ep_size))
+    routed = config.routed
+    tokens = routed.tasks * config.train.micro_batch_size * routed.tokens
+    return tokens * (1 - missed_chance(routed.experts, config.parallel.ep_size))
 
 
 def busiest(imbalance: float, ep_size: int) -> float:
@@ -70,7 +70,7 @@ def row_bytes(config: Config) -> dict[str, int]:
     Out with its channels, gates and the indices of its experts; back the weighted sum alone. The gradients go the other
     way: of the sum, then of channels and gates.
     """
-    channels, k = config.decoder.channels * value_bytes(config), config.experts.top_k
+    channels, k = config.routed.channels * value_bytes(config), config.routed.experts.top_k
     return {
         "out": channels + k * (GATE_BYTES + INDEX_BYTES),
         "back": channels,
@@ -92,23 +92,25 @@ def exchange_bytes(config: Config) -> dict[str, float]:
 
 def exchanges(config: Config, world: int) -> dict[str, int]:
     """How often a step makes each of the four exchanges."""
-    times = config.decoder.blocks * accumulation(config, world)
+    times = config.routed.blocks * accumulation(config, world)
     forward = 2 * times if config.train.activation_checkpointing else times  # computed again in the backward pass
     return {"out": forward, "back": forward, "back_gradient": times, "out_gradient": times}
 
 
-def traffic(config: Config, counts: Counts, layout: Layout) -> list[Sent]:
-    """All that a rank sends in a step, a `Sent` a kind of collective. `config.parallel.ep_size` is the layout's."""
+def traffic(config: Config, counts: Counts, placement: Placement) -> list[Sent]:
+    """All that a rank sends in a step, by kind of collective. `config.parallel.ep_size` is the placement's."""
     rows, sizes, found = rows_to_a_rank(config), row_bytes(config), []
-    for name, times in exchanges(config, layout.world).items():
+    for name, times in exchanges(config, placement.world).items():
         size = times * rows * sizes[name]
-        found.append(Sent(f"all-to-all {name}".replace("_", " "), size * layout.near_peers, size * layout.far_peers))
+        found.append(
+            Sent(f"all-to-all {name}".replace("_", " "), size * placement.near_peers, size * placement.far_peers)
+        )
     # At stage 2 every micro-batch is reduced, before only the last; always by all-reduce, which is two rounds.
-    reductions = accumulation(config, layout.world) if config.parallel.zero_stage == 2 else 1
-    width, experts = value_bytes(config), counts.expert_parameters / layout.ep_size
+    reductions = accumulation(config, placement.world) if config.parallel.zero_stage == 2 else 1
+    width, experts = value_bytes(config), counts.expert_parameters / placement.ep_size
     for name, size, spread in (
-        ("dense", counts.dense_parameters * width, layout.replicas),
-        ("expert", experts * width, layout.expert_replicas),
+        ("dense", counts.dense_parameters * width, placement.replicas),
+        ("expert", experts * width, placement.expert_replicas),
     ):
         near, far = spread.ring_bytes(size)
         found.append(Sent(f"all-reduce of {name} gradients", 2 * reductions * near, 2 * reductions * far))

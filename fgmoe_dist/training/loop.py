@@ -8,8 +8,9 @@ import torch.distributed as dist
 
 from fgmoe_dist.checkpoints.folder import CheckpointState, find_checkpoint, mark_score, whole_folder
 from fgmoe_dist.checkpoints.writer import CheckpointWriter
-from fgmoe_dist.planning.dry_run import parameter_counts
+from fgmoe_dist.decoders.base import parameter_counts
 from fgmoe_dist.ranks import ended_once, from_first
+from fgmoe_dist.tasks import headlines
 from fgmoe_dist.tracking.recorder import Recorder
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.tags import run_tags
@@ -32,7 +33,8 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
         ended_once(),
     ):
         reporter = Reporter(trainer, folder, recorder)
-        reporter.say(trainer.kernel)
+        for line in trainer.notes:
+            reporter.say(line)
         if resumed is not None and from_first(lambda: find_checkpoint(folder.checkpoints) is None):
             writer.save(trainer.engine, _state_of(trainer))  # another run's: from now on this folder stands by itself
         while trainer.step < steps:
@@ -66,8 +68,9 @@ def _start_recording(trainer: Trainer, folder: RunFolder) -> Recorder:
     return Recorder.start(
         folder,
         run_tags(ranks.world, config.parallel.ep_size),
-        model=parameter_counts(trainer.model, config),
+        model=parameter_counts(trainer.model.decoder, trainer.model.encoder, config.parallel.ep_size),
         encoder={"source": trainer.model.encoder.source},
+        headlines=headlines(trainer.tasks),
     )
 
 
@@ -113,4 +116,5 @@ def _state_of(trainer: Trainer) -> CheckpointState:
         world=trainer.ranks.world,
         ep_size=config.parallel.ep_size,
         zero_stage=config.parallel.zero_stage,
+        weighting=trainer.weighing.state(),
     )

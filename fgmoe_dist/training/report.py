@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-from fgmoe_dist.drawing.load_map import load_figures, load_map
 from fgmoe_dist.evaluation.table import print_scores
 from fgmoe_dist.metrics import Scores
 from fgmoe_dist.progress import clock
@@ -39,7 +37,7 @@ class Reporter:
         self.report = report
         self.steps, self.seconds = self.steps + 1, self.seconds + report.seconds
         self.wait_seconds += report.wait_seconds
-        self.counts = {name: self.counts.get(name, 0) + count.double() for name, count in _counts(report).items()}
+        self.counts = {name: self.counts.get(name, 0) + count.double() for name, count in report.counts.items()}
 
     def log(self) -> None:
         """One log line, one line of metrics.jsonl, one point of every curve; a collective.
@@ -63,12 +61,12 @@ class Reporter:
         )
 
     def evaluated(self, scores: Scores, constant_scores: Scores) -> None:
-        """Records and prints the scores of this step, whose panels are drawn already; draws the experts' load."""
+        """Records and prints the scores of this step, whose panels are drawn; draws what the decoder counted."""
         trainer, step = self.trainer, self.trainer.step
         if trainer.ranks.is_first:
-            if step > self.counted_from:  # an evaluation alone has no load
+            if step > self.counted_from:  # an evaluation alone has nothing counted
                 caption = f"steps {self.counted_from + 1} to {step}"
-                self.recorder.pictures(step, decoder_pictures(self.counts, trainer, caption))
+                self.recorder.pictures(step, trainer.model.decoder.pictures(self.counts, caption))
             self.recorder.evaluation(step, scores)
             print_scores(trainer.tasks, scores, f"step {step}, {trainer.val_shards.samples} images", constant_scores)
             self.say(f"scores: {self.folder.evaluation_file(step)}   pictures: {self.folder.pictures(step)}/")
@@ -86,53 +84,13 @@ def step_metrics(report: StepReport, losses: dict[str, float], trainer: Trainer)
     return {
         "loss": losses["total"],
         **{f"loss/{task.name}": losses[task.name] for task in trainer.tasks},
-        "experts/balance_loss": losses["balance"],
-        "experts/device_balance_loss": losses["device_balance"],
-        "experts/z_loss": losses["z"],
+        **report.weights,
+        **{name: loss for name, loss in losses.items() if name != "total" and name not in trainer.config.tasks},
         "grad_norm": report.grad_norm,
         "lr": report.lr,
         "memory_gib": _memory_gib(trainer.ranks.device),
-        **decoder_metrics(_counts(report), trainer),
+        **trainer.model.decoder.metrics(report.counts),
     }
-
-
-# What a decoder counts and shows of itself: the load of the experts.
-
-
-def _counts(report: StepReport) -> dict[str, Tensor]:
-    return {"load": report.load, "dropped": report.dropped}
-
-
-def decoder_metrics(counts: dict[str, Tensor], trainer: Trainer) -> dict[str, float]:
-    names = [task.name for task in trainer.tasks]
-    return {
-        "experts/rank_imbalance": rank_imbalance(counts["load"], trainer.config.parallel.ep_size),
-        **load_metrics(counts["load"], counts["dropped"], names),
-    }
-
-
-def decoder_pictures(counts: dict[str, Tensor], trainer: Trainer, caption: str) -> dict[str, np.ndarray]:
-    load, dropped = (counts[name].cpu().numpy() for name in ("load", "dropped"))
-    names = [task.name for task in trainer.tasks]
-    return {"expert_load": load_map(load, dropped, names, caption=caption, groups=trainer.config.expert_groups)}
-
-
-def load_metrics(load_LTE: Tensor, dropped_LT: Tensor, task_names: list[str]) -> dict[str, float]:
-    """`LoadFigures` of each block and task."""
-    metrics = {}
-    for block, (load_TE, dropped_T) in enumerate(zip(load_LTE.double().cpu().numpy(), dropped_LT.tolist())):
-        for name, load_E, dropped in zip(task_names, load_TE, dropped_T):
-            for figure, value in load_figures(load_E, dropped)._asdict().items():
-                metrics[f"experts/{figure}/block{block}/{name}"] = float(value)
-    return metrics
-
-
-def rank_imbalance(load_LTE: Tensor, ep_size: int) -> float:
-    """Slots routed to the busiest rank's share of the experts over the mean, all blocks and tasks together: what
-    `fgmoe plan --imbalance` takes. Dropped slots count.
-    """
-    load_R = load_LTE.double().unflatten(-1, (ep_size, -1)).sum((0, 1, 3))
-    return (load_R.max() / load_R.mean().clamp(min=1)).item()
 
 
 def _memory_gib(device: torch.device) -> float:

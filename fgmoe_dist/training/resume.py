@@ -33,6 +33,7 @@ def resume_run(trainer: Trainer, folder: RunFolder, resume_from: str) -> int | N
         expected = {"tasks": list(trainer.config.tasks), "encoder_checksum": trainer.model.encoder.checksum}
         state = resume(trainer.engine, checkpoint, expected)
         trainer.step = state.step
+        trainer.weighing.restore(state.weighting)
     from_first(lambda: _prepare_folder(trainer, folder, checkpoint, state))
     return None if state is None else state.step
 
@@ -58,7 +59,9 @@ def _prepare_folder(
 
 def _tell_changes(state: CheckpointState, config: Config) -> None:
     """Names settings that are not the checkpoint's: often meant, sometimes a slip."""
-    was, now = flatten(state.config), flatten(config.pinned().model_dump(mode="json"))
+    now = flatten(config.pinned().model_dump(mode="json"))
+    # A setting that came after the checkpoint had its default then.
+    was = {**flatten(type(config)().model_dump(mode="json")), **flatten(state.config)}
     changes = [f"{key} {was.get(key)} -> {now.get(key)}" for key in {**now, **was} if was.get(key) != now.get(key)]
     if changes:
         print(f"  with other settings than it was saved with: {', '.join(changes)}", flush=True)

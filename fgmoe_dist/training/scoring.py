@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fgmoe_dist.evaluation.evaluate import evaluate
+from fgmoe_dist.evaluation.painter import Painter
 from fgmoe_dist.metrics import Scores
-from fgmoe_dist.metrics.constant import constant_baselines
-from fgmoe_dist.tasks import Task
+from fgmoe_dist.tasks import Task, baselines
 from fgmoe_dist.training.trainer import Trainer
 
 
@@ -16,12 +16,12 @@ def score_validation(trainer: Trainer, pictures: Path, with_constants: bool) -> 
 
     `pictures` is the folder that panels of `train.pictures` images are drawn into.
     """
-    config = trainer.config
-    constants = constant_baselines(trainer.tasks) if with_constants else {}
+    config, shards = trainer.config, trainer.val_shards
+    constants = baselines(trainer.tasks) if with_constants else {}
+    painter = Painter(trainer.tasks, pictures, config.train.pictures, shards.samples, trainer.ranks)
     scores = evaluate(
-        trainer.model, trainer.val_shards, trainer.eval_transform, trainer.ranks,
-        workers=config.data.workers, max_bad_samples=config.data.max_bad_samples, constants=constants,
-        pictures=config.train.pictures, pictures_folder=pictures,
+        trainer.model, shards, trainer.eval_transform, trainer.ranks, observers=[painter], baselines=constants,
+        workers=config.data.workers, max_bad_samples=config.data.max_bad_samples,
     )  # fmt: skip
     return scores, {name: constant.compute() for name, constant in constants.items()}
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgmoe_dist.drawing.load_map import HATCH, STOPS, load_colours, load_figures, load_map
+from fgmoe_dist.drawing.load_map import STOPS, load_colours, load_figures, load_map
+from fgmoe_dist.drawing.style import HATCH
 
 TASKS = ["semseg", "depth"]
 

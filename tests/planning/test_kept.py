@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fgmoe_dist.config import build_config
+from fgmoe_dist.experts.backends import create_routed_experts
 from fgmoe_dist.experts.kernels import KERNELS, BankWeights, choose_kernel
-from fgmoe_dist.experts.layer import create_routed_experts
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.kept import kernel_keeps, planned_kernel, routed_bytes
 from fgmoe_dist.precision import PRECISIONS

@@ -69,6 +69,22 @@ def test_the_gain_over_the_first_run_has_every_tasks_sign():
     ]
 
 
+def test_a_task_of_a_data_set_is_compared_as_its_run_recorded(tmp_path):
+    for name, value in (("a", 3.0), ("b", 2.0)):
+        folder = make(tmp_path / name)
+        folder.write_evaluation(40, {"heat": {"mae": value, "rmse": 4.0}})
+        folder.update_about(headlines={"heat": {"metric": "mae", "lower_is_better": True}})
+    row, gain = [row for row in compare(read_folders([tmp_path])) if row.section == "score"]
+    assert row.name == "heat mae (lower is better)" and row.best == {1}
+    assert gain.cells == ("0", "+33.33 %")
+
+
+def test_of_a_task_that_nobody_knows_no_run_is_called_better():
+    runs = [RunRecord(name, "FINISHED", {}, scores={"heat": {"mae": v}}) for name, v in (("a", 3.0), ("b", 2.0))]
+    (row,) = [row for row in compare(runs) if row.section == "score"]
+    assert row.name == "heat mae" and row.best == frozenset()
+
+
 def test_every_metric_on_request(tmp_path):
     make(tmp_path / "a")
     names = [row.name for row in compare(read_folders([tmp_path]), every_metric=True) if row.section == "score"]

@@ -1,11 +1,10 @@
-"""What a run reports of its experts, by hand."""
+"""What a run reports."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from fgmoe_dist.tracking.recorder import Recorder
@@ -14,46 +13,31 @@ from fgmoe_dist.training import report
 from fgmoe_dist.training.trainer import StepReport
 
 LOAD = torch.tensor([[[2.0, 2, 2, 2], [6, 2, 0, 0]]])
-DROPPED = torch.tensor([[0.0, 2.0]])
-PICTURE = np.zeros((2, 3, 3), np.uint8)
 
 
-def test_load_figures():
-    metrics = report.load_metrics(LOAD, DROPPED, ["semseg", "depth"])
-    assert metrics["experts/entropy/block0/semseg"] == pytest.approx(1)
-    assert metrics["experts/entropy/block0/depth"] == pytest.approx(0.8112781 / 2)  # bits of (3/4, 1/4), of 2
-    assert metrics["experts/busiest/block0/depth"] == pytest.approx(3), "6 of 8 slots, and 2 were its share"
-    assert (metrics["experts/dead/block0/semseg"], metrics["experts/dead/block0/depth"]) == (0, 2)
-    assert (metrics["experts/dropped/block0/semseg"], metrics["experts/dropped/block0/depth"]) == (0, 0.25)
-
-
-def test_the_imbalance_between_ranks_is_that_of_all_their_experts():
-    assert report.rank_imbalance(LOAD, 1) == 1
-    assert report.rank_imbalance(LOAD, 2) == pytest.approx(12 / 8), "tasks: 4 and 4, 8 and 0 slots"
-    assert report.rank_imbalance(LOAD, 4) == pytest.approx(8 / 4)
-    assert report.rank_imbalance(torch.cat([LOAD, LOAD.flip(2)]), 2) == 1, "another block makes up for it"
-
-
-def test_the_load_drawn_is_that_of_the_steps_since_the_last_evaluation(monkeypatch, tmp_path):
+def test_what_is_drawn_is_counted_in_the_steps_since_the_last_evaluation(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(report, "load_map", lambda *args, **named: drawn.append((*args, named["caption"])) or PICTURE)
+
+    def pictures(counts, caption):
+        drawn.append((counts["load"], caption))
+        return {"load": np.zeros((2, 3, 3), np.uint8)}
+
     monkeypatch.setattr(report, "print_scores", lambda *_: None)
     folder = RunFolder(tmp_path)
     trainer = SimpleNamespace(
-        step=4, ranks=SimpleNamespace(is_first=True), val_shards=SimpleNamespace(samples=1),
-        tasks=[SimpleNamespace(name="semseg"), SimpleNamespace(name="depth")],
-        config=SimpleNamespace(expert_groups=1),
+        step=4, ranks=SimpleNamespace(is_first=True), val_shards=SimpleNamespace(samples=1), tasks=[],
+        model=SimpleNamespace(decoder=SimpleNamespace(pictures=pictures)),
     )  # fmt: skip
     reporter = report.Reporter(trainer, folder, Recorder(folder))
     reporter.evaluated({}, {})
-    assert not drawn and list(folder.evaluations()) == [4], "no step, no load"
+    assert not drawn and list(folder.evaluations()) == [4], "no step, nothing counted"
     for steps in (2, 1):
         for _ in range(steps):
             trainer.step += 1
-            reporter.observe(StepReport({}, LOAD, DROPPED, 0.0, 0.0, 0.0, 0.0))
+            reporter.observe(StepReport({}, {"load": LOAD}, {}, 0.0, 0.0, 0.0, 0.0))
         reporter.evaluated({}, {})
-        load, dropped, names, caption = drawn.pop()
-        assert np.array_equal(load, steps * LOAD.numpy()) and np.array_equal(dropped, steps * DROPPED.numpy())
-        assert names == ["semseg", "depth"] and caption == {2: "steps 5 to 6", 1: "steps 7 to 7"}[steps]
-        assert [path.name for path in folder.picture_files(trainer.step)] == ["expert_load.png"]
+        load, caption = drawn.pop()
+        assert torch.equal(load, steps * LOAD.double())
+        assert caption == {2: "steps 5 to 6", 1: "steps 7 to 7"}[steps]
+        assert [path.name for path in folder.picture_files(trainer.step)] == ["load.png"]
     assert list(folder.evaluations()) == [4, 6, 7]

@@ -141,7 +141,7 @@ def train_one(case: Case, config: Config) -> dict[str, Any]:
             engine.step()
             total, load_TE = total + loss.detach() / case.parts, load_TE + balance.load_LTE[0]
         engine.module.routed.routers.update_bias(load_TE)
-        answer["norms"].append(float(engine.get_global_grad_norm()))
+        answer["norms"].append(engine.grad_norm)
         dist.all_reduce(total)
         answer["losses"].append(total.item() / WORLD)
     answer["weights"] = by_name(engine.module, {p: p.detach() for p in engine.module.parameters()})

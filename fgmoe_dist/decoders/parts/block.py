@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fgmoe_dist.experts.backends import create_routed_experts
 from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
-from fgmoe_dist.experts.layer import create_routed_experts
 from fgmoe_dist.experts.settings import Experts
 
 
