@@ -5,7 +5,8 @@
     state.json                     step, configuration, data set, encoder, who wrote it
     decoder.safetensors            replicated parameters: NAME.weight, NAME.exp_avg, NAME.exp_avg_sq, fp32;
                                    persistent buffers outside the encoder: NAME.weight, fp32
-    experts-000-of-002.safetensors blocks.B.experts.TASK.EXPERT.WEIGHT.weight and its moments, one file an expert rank
+    experts-000-of-002.safetensors blocks.B.experts.TASK.EXPERT.WEIGHT.weight and its moments, one file an expert rank;
+                                   TASK is `shared` for experts that all tasks share
 
 This module takes what a rank has to write out of the engine (`take_snapshot`), writes it (`write_snapshot`), and loads
 it again; `checkpoints/writer.py` decides when, `checkpoints/folder.py` names. The frozen encoder is not in a
@@ -226,7 +227,8 @@ def _by_parameter(layer: RoutedExperts) -> Iterator[tuple[nn.Parameter, list[Log
 
 
 def _expert_name(prefix: str, expert: LogicalExpert) -> str:
-    return f"{prefix}.{expert.task}.{expert.expert}.{expert.weight}"
+    owner = "shared" if expert.task is None else expert.task
+    return f"{prefix}.{owner}.{expert.expert}.{expert.weight}"
 
 
 def _plain(name: str) -> str:

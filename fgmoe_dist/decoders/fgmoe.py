@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from fgmoe_dist.config import Config
@@ -20,7 +19,9 @@ from fgmoe_dist.decoders.parts.block import FGMoEBlock
 from fgmoe_dist.decoders.parts.heads import Head
 from fgmoe_dist.decoders.parts.mixer import deformable_mixer
 from fgmoe_dist.encoders.frozen import FrozenEncoder, create_encoder
-from fgmoe_dist.experts.router import BalanceLosses, BalanceTerms, Routers
+from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses
+from fgmoe_dist.experts.routers import Router
+from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.tasks import DatasetInfo, Task, create_tasks
 
 
@@ -71,9 +72,9 @@ class FGMoE(nn.Module):
 
     def update_router_biases(self, load_LTE: Tensor) -> None:
         """After an optimiser step, with the load of all ranks in it. Nothing without `experts.bias_update_rate`."""
-        routers = (module for module in self.modules() if isinstance(module, Routers))
+        routers = (module for module in self.modules() if isinstance(module, Router))
         for router, load_TE in zip(routers, load_LTE):
-            router.update_bias(load_TE)
+            router.after_step(load_TE)
 
 
 def _to_tokens(x: Tensor) -> Tensor:
@@ -81,8 +82,16 @@ def _to_tokens(x: Tensor) -> Tensor:
     return x.movedim(-3, -1).flatten(-4, -2)
 
 
+class BalanceLosses(NamedTuple):
+    """The losses that every run has, mean over blocks."""
+
+    experts: Tensor
+    devices: Tensor
+    z: Tensor
+
+
 class Balance(NamedTuple):
-    """Balance losses, mean over blocks, and what the experts were asked for by the tokens of all ranks."""
+    """Balance losses, and what the experts were asked for by the tokens of all ranks."""
 
     losses: BalanceLosses
     load_LTE: Tensor  # slots that chose each expert
@@ -90,21 +99,10 @@ class Balance(NamedTuple):
 
 
 def balance_losses(balance: list[BalanceTerms], groups: int = 1) -> Balance:
-    """The losses are those of all ranks' tokens together (`BalanceLosses`), in `groups` of experts a device.
-
-    A collective: loads are summed over all ranks in one small exchange.
-    """
-    counts = [torch.cat([t.load_TE, t.dropped_T[:, None], t.tokens.expand(len(t.load_TE), 1)], 1) for t in balance]
-    counts_LTX, ranks = torch.stack(counts).detach(), 1
-    if dist.is_initialized():
-        dist.all_reduce(counts_LTX)
-        ranks = dist.get_world_size()
-    load_LTE, dropped_LT, tokens_LT = counts_LTX[..., :-2], counts_LTX[..., -2], counts_LTX[..., -1]
-    each = [
-        BalanceLosses.of(terms, load_TE, tokens_T[0], ranks, groups)
-        for terms, load_TE, tokens_T in zip(balance, load_LTE, tokens_LT)
-    ]
-    return Balance(BalanceLosses(*(torch.stack(losses).mean() for losses in zip(*each))), load_LTE, dropped_LT)
+    """`auxiliary_losses` without the weights. A collective."""
+    losses, counts = auxiliary_losses(balance, Experts(), groups)
+    kinds = (losses[f"experts/{name}_loss"][1] for name in ("balance", "device_balance", "z"))
+    return Balance(BalanceLosses(*kinds), counts["load"], counts["dropped"])
 
 
 def create_model(config: Config, info: DatasetInfo) -> FGMoE:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Iterator
 
 from deepspeed.moe.utils import is_moe_param
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from fgmoe_dist.config import Config
 from fgmoe_dist.decoders.fgmoe import FGMoE
-from fgmoe_dist.decoders.parts.aggregator import Aggregator
-from fgmoe_dist.decoders.parts.heads import Head
-from fgmoe_dist.decoders.parts.mixer import MixerLayer
 from fgmoe_dist.evaluation.evaluate import evaluate
-from fgmoe_dist.experts.backends.stock import StockExperts
-from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
-from fgmoe_dist.experts.router import Routers
 from fgmoe_dist.planning.traffic import exchange_bytes
 from fgmoe_dist.tracking.mlflow_run import resolve_uri
 from fgmoe_dist.training.trainer import Trainer, mean_over_ranks
@@ -27,37 +19,29 @@ from fgmoe_dist.training.trainer import Trainer, mean_over_ranks
 def parameter_counts(model: FGMoE, config: Config) -> dict[str, int]:
     """Parameters of the whole model, over all ranks: `total`, `trained`, `routed`, and `active` for one token.
 
-    A token of one task passes what all tasks share, its own task's parts, and k of its task's N' routed experts. Parts
-    of different size (heads) count with their mean over tasks.
+    A token of one task passes what all tasks share, its own task's parts (`own_parameters` of the modules), and k of
+    the N' routed experts that its task may choose. Parts of different size (heads) count with their mean over tasks.
     """
     tasks, experts = len(config.tasks), config.experts
     replicated = sum(p.numel() for p in model.parameters() if not is_moe_param(p))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad and not is_moe_param(p))
     routed = config.parallel.ep_size * sum(p.numel() for p in model.parameters() if is_moe_param(p))
-    own = sum(p.numel() for p in _parameters_apart(model))
+    modules = (module for module in model.modules() if hasattr(module, "own_parameters"))
+    own = sum(parameter.numel() for module in modules for parameter in module.own_parameters())
+    banks = experts.banks(tasks)
     return {
         "total": replicated + routed,
         "trained": trained + routed,
         "routed": routed,
-        "active": replicated - own * (tasks - 1) // tasks + routed // (tasks * experts.routed) * experts.top_k,
+        "active": replicated - own * (tasks - 1) // tasks + routed // (banks * experts.routed) * experts.top_k,
     }
-
-
-def _parameters_apart(model: FGMoE) -> Iterator[nn.Parameter]:
-    """The replicated parameters of which every task has its own."""
-    for module in model.modules():
-        if isinstance(module, (Head, MixerLayer, Routers, SharedExperts, StockExperts)):
-            yield from (p for p in module.parameters() if not is_moe_param(p))
-        elif isinstance(module, GlobalExperts):
-            yield from (module.gate_TCG, module.gate_bias_TG)
-        elif isinstance(module, Aggregator):
-            yield from (p for name, p in module.named_parameters() if name.startswith(("level_weights", "down", "up")))
 
 
 def print_plan(trainer: Trainer) -> None:
     config, ranks, model = trainer.config, trainer.ranks, trainer.model
     counts = parameter_counts(model, config)
     experts, parallel = config.experts, config.parallel
+    whose = "for all tasks of a" if experts.bank == "shared" else "a task and"
     accumulation = trainer.engine.gradient_accumulation_steps()
     epochs = config.train.steps * config.train.batch_size / trainer.train_shards.samples
     rows = [
@@ -66,7 +50,7 @@ def print_plan(trainer: Trainer) -> None:
                        f" {counts['active']:,} active per token"),
         ("ranks", f"{ranks.world} on {ranks.device.type}; ep_size {parallel.ep_size},"
                   f" {ranks.world // parallel.ep_size} copies of the experts; ZeRO {parallel.zero_stage}"),
-        ("experts", f"{experts.routed} routed a task and block ({experts.routed // parallel.ep_size} on each rank),"
+        ("experts", f"{experts.routed} routed {whose} block ({experts.routed // parallel.ep_size} on each rank),"
                     f" {experts.top_k} a token, {experts.shared} shared, {experts.global_experts} global;"
                     f" backend {experts.backend}"),
         ("kernel", trainer.kernel),

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Optional, Sequence
 
 from fgmoe_dist.config import Config
+from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.layout import Layout, Spread
 from fgmoe_dist.planning.machine import Compute, Link, Links, Machine
@@ -94,8 +95,8 @@ class _StepModel:
         config, compute, precision = self.config, self.compute, self.config.train.precision
         channels, hidden, experts = config.decoder.channels, config.experts.fine_hidden, config.experts
         slots = len(config.tasks) * self.counts.tokens * experts.top_k
-        local = len(config.tasks) * experts.routed / self.layout.ep_size
-        flops = self.imbalance * slots * 4 * channels * hidden
+        local = experts.banks(len(config.tasks)) * experts.routed / self.layout.ep_size
+        flops = self.imbalance * slots * KINDS[experts.kind].flops(channels, hidden)
         scores = len(config.tasks) * self.counts.tokens * experts.routed
         forward = compute.seconds("matmul", "fp32", 2 * scores * channels, min(channels, experts.routed))
         forward += 3 * compute.seconds("softmax", "fp32", scores)  # softmax, top-k, logsumexp

@@ -24,7 +24,7 @@ from fgmoe_dist.config import Config
 from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.decoders.fgmoe import FGMoE
 from fgmoe_dist.encoders.frozen import FrozenEncoder
-from fgmoe_dist.experts.router import BalanceTerms
+from fgmoe_dist.experts.balance import BalanceTerms
 from fgmoe_dist.planning.counts import Counts, Work
 from fgmoe_dist.precision import PRECISIONS
 from fgmoe_dist.tasks import create_tasks

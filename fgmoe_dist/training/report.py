@@ -8,11 +8,12 @@ from typing import Optional
 
 import psutil
 import torch
-from torch import Tensor
 
-from fgmoe_dist.drawing.load_map import load_figures, load_map
+from fgmoe_dist.drawing.load_map import load_map
 from fgmoe_dist.evaluation.evaluate import Scores, evaluate
 from fgmoe_dist.evaluation.table import print_scores
+from fgmoe_dist.experts.balance import figures_of
+from fgmoe_dist.experts.balance import metrics as expert_metrics
 from fgmoe_dist.metrics.constant import constant_baselines
 from fgmoe_dist.progress import clock
 from fgmoe_dist.tasks import Task
@@ -91,7 +92,7 @@ class Reporter:
         if trainer.step > self.load_from:
             load_map(
                 self.load.cpu().numpy(),
-                self.dropped.cpu().numpy(),
+                figures_of({"load": self.load, "dropped": self.dropped}),
                 [task.name for task in trainer.tasks],
                 folder / "expert_load.png",
                 caption=f"steps {self.load_from + 1} to {trainer.step}",
@@ -119,26 +120,8 @@ def step_metrics(report: StepReport, losses: dict[str, float], trainer: Trainer)
             "memory_gib": _memory_gib(trainer.ranks.device),
         }
     )
-    metrics["experts/rank_imbalance"] = rank_imbalance(report.load, trainer.config.parallel.ep_size)
-    return metrics | load_metrics(report.load, report.dropped, [task.name for task in trainer.tasks])
-
-
-def load_metrics(load_LTE: Tensor, dropped_LT: Tensor, task_names: list[str]) -> dict[str, float]:
-    """`LoadFigures` of each block and task."""
-    metrics = {}
-    for block, (load_TE, dropped_T) in enumerate(zip(load_LTE.double().cpu().numpy(), dropped_LT.tolist())):
-        for name, load_E, dropped in zip(task_names, load_TE, dropped_T):
-            for figure, value in load_figures(load_E, dropped)._asdict().items():
-                metrics[f"experts/{figure}/block{block}/{name}"] = float(value)
-    return metrics
-
-
-def rank_imbalance(load_LTE: Tensor, ep_size: int) -> float:
-    """Slots routed to the busiest rank's share of the experts over the mean, all blocks and tasks together: what
-    `fgmoe plan --imbalance` takes. Dropped slots count.
-    """
-    load_R = load_LTE.double().unflatten(-1, (ep_size, -1)).sum((0, 1, 3))
-    return (load_R.max() / load_R.mean().clamp(min=1)).item()
+    names, ep_size = [task.name for task in trainer.tasks], trainer.config.parallel.ep_size
+    return metrics | expert_metrics({"load": report.load, "dropped": report.dropped}, names, ep_size)
 
 
 def run_score(tasks: list[Task], scores: Scores) -> float:

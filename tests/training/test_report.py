@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from fgmoe_dist.training import report
@@ -13,22 +12,6 @@ from fgmoe_dist.training.trainer import StepReport
 
 LOAD = torch.tensor([[[2.0, 2, 2, 2], [6, 2, 0, 0]]])
 DROPPED = torch.tensor([[0.0, 2.0]])
-
-
-def test_load_figures():
-    metrics = report.load_metrics(LOAD, DROPPED, ["semseg", "depth"])
-    assert metrics["experts/entropy/block0/semseg"] == pytest.approx(1)
-    assert metrics["experts/entropy/block0/depth"] == pytest.approx(0.8112781 / 2)  # bits of (3/4, 1/4), of 2
-    assert metrics["experts/busiest/block0/depth"] == pytest.approx(3), "6 of 8 slots, and 2 were its share"
-    assert (metrics["experts/dead/block0/semseg"], metrics["experts/dead/block0/depth"]) == (0, 2)
-    assert (metrics["experts/dropped/block0/semseg"], metrics["experts/dropped/block0/depth"]) == (0, 0.25)
-
-
-def test_the_imbalance_between_ranks_is_that_of_all_their_experts():
-    assert report.rank_imbalance(LOAD, 1) == 1
-    assert report.rank_imbalance(LOAD, 2) == pytest.approx(12 / 8), "tasks: 4 and 4, 8 and 0 slots"
-    assert report.rank_imbalance(LOAD, 4) == pytest.approx(8 / 4)
-    assert report.rank_imbalance(torch.cat([LOAD, LOAD.flip(2)]), 2) == 1, "another block makes up for it"
 
 
 def test_the_load_drawn_is_that_of_the_steps_since_the_last_evaluation(monkeypatch, tmp_path):
@@ -54,7 +37,7 @@ def test_the_load_drawn_is_that_of_the_steps_since_the_last_evaluation(monkeypat
             trainer.step += 1
             reporter.observe(StepReport({}, LOAD, DROPPED, 0.0, 0.0, 0.0, 0.0))
         reporter.evaluate(with_constants=False)
-        load, dropped, names, path, caption = drawn.pop()
-        assert np.array_equal(load, steps * LOAD.numpy()) and np.array_equal(dropped, steps * DROPPED.numpy())
+        load, figures, names, path, caption = drawn.pop()
+        assert np.array_equal(load, steps * LOAD.numpy()) and figures[0][1].dropped == 2 / 8
         assert (names, path) == (["semseg", "depth"], tmp_path / "expert_load.png")
         assert caption == {2: "steps 5 to 6", 1: "steps 7 to 7"}[steps]

@@ -20,15 +20,16 @@ from deepspeed.moe.layer import MoE
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
-from fgmoe_dist.experts.dispatch import Departed, Route
-from fgmoe_dist.experts.router import Routing
+from fgmoe_dist.experts.dispatch import Route, Started
+from fgmoe_dist.experts.kinds import KINDS
+from fgmoe_dist.experts.routers import Routing
 from fgmoe_dist.experts.settings import Experts
 
 
 class LogicalExpert(NamedTuple):
     """One expert's weight as a checkpoint names it, and where this rank keeps it."""
 
-    task: int
+    task: Optional[int]  # None: all tasks share it
     expert: int
     weight: str
     parameter: nn.Parameter
@@ -42,7 +43,7 @@ class Journey:
     routing: Routing
     y_TNC: Optional[Tensor] = None
     route: Optional[Route] = None
-    departed: Optional[Departed] = None
+    started: Optional[Started] = None
 
 
 class RoutedExperts(MoE):
@@ -51,7 +52,7 @@ class RoutedExperts(MoE):
     def __init__(self, tasks: int, channels: int, config: Experts, ep_size: int, block: int, seed: int):
         nn.Module.__init__(self)  # not MoE's: its one gate over one task's experts is what we replace
         self.tasks, self.channels, self.config, self.block, self.seed = tasks, channels, config, block, seed
-        self.num_experts, self.ep_size = config.routed, ep_size
+        self.kind, self.num_experts, self.ep_size = KINDS[config.kind], config.routed, ep_size
         self.num_local_experts = config.routed // ep_size
         self.expert_group_name = f"ep_size_{ep_size}"
         self.enable_expert_tensor_parallelism = False
@@ -74,12 +75,15 @@ class RoutedExperts(MoE):
     def ep_rank(self) -> int:
         return dist.get_rank(self.group) if self.ep_size > 1 else 0
 
-    def local_experts(self, task: int) -> Iterator[tuple[int, int]]:
-        """(task, expert) of the experts of `task` that live here: a contiguous share of every task's."""
+    def local_experts(self, task: Optional[int]) -> Iterator[tuple[Optional[int], int]]:
+        """(task, expert) of the experts of `task` that live here: a contiguous share of every task's.
+
+        None stands for all tasks: the experts of a bank that they share.
+        """
         first = self.ep_rank * self.num_local_experts
         return ((task, expert) for expert in range(first, first + self.num_local_experts))
 
-    def initial(self, task: int, expert: int) -> tuple:
+    def initial(self, task: Optional[int], expert: int) -> tuple:
         """The identity from which an expert's first weights are drawn."""
         return self.seed, "block", self.block, task, expert
 
