@@ -37,7 +37,7 @@ def load_map(
 ) -> np.ndarray:
     """uint8 RGB; saved at `path` if given.
 
-    `load_LTE` counts the slots that chose each expert. The row of a block and task has its `FIGURES` beside it, attributes
+    `load_LTE` counts the slots that chose each expert. The row of a block and task ends in its `FIGURES`, attributes
     of `figures_LT`. Lines part the `groups` of experts that share a device.
     """
     blocks, tasks, experts = load_LTE.shape
