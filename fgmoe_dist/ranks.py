@@ -76,9 +76,7 @@ def from_first(look: Callable[[], T]) -> T:
 @contextlib.contextmanager
 def process_group() -> Iterator[Ranks]:
     """Joins the ranks that the launcher started; leaves them on the way out, whatever happened."""
-    prepare_deepspeed()
-    import deepspeed
-
+    quieten_deepspeed()
     cuda = torch.cuda.is_available()
     if "RANK" not in os.environ:
         os.environ.update(
@@ -92,8 +90,10 @@ def process_group() -> Iterator[Ranks]:
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     signal.signal(signal.SIGTERM, _terminate)
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", timeout=TIMEOUT, verbose=False)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    # NCCL that knows its device builds later groups from this one; a world of one has nothing to build from.
+    bound = device if cuda and os.environ["WORLD_SIZE"] != "1" else None
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=bound)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
         dist.barrier()
@@ -175,18 +175,9 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def prepare_deepspeed() -> None:
-    """To be called before anything imports DeepSpeed: what it would say and build unasked."""
+def quieten_deepspeed() -> None:
+    """To be called before anything imports DeepSpeed, for what it would otherwise say on every rank."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it had to find out
-    import logging
-
-    import deepspeed.ops
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-    # Its calls by old names, of which torch 2.13 warns on every rank.
+    # Its calls by old names, of which torch 2.13 warns.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
-    # Its shared-memory all-reduce for CPUs wants a C++ compiler at the first start, and spins for ever on the flag
-    # of a rank that died; gloo needs neither and reports the death.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -170,7 +170,6 @@ def test_all_mistakes_come_in_one_list():
         ({"data": {"max_bad_samples": -1}}, "max_bad_samples"),
         ({"train": 5}, "train=5"),
         ({"decoder": {"stride": 7}}, "not a multiple of decoder.stride=7"),
-        ({"train": {"precision": "bf16"}, "encoder": {"precision": "fp32"}}, "encoder.precision=bf16"),
         ({"train": {"precision": "bf16"}, "parallel": {"zero_stage": 0}}, "zero_stage=1 or 2"),
     ],
 )

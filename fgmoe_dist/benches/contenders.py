@@ -16,7 +16,6 @@ from typing import Any, Callable, Optional
 
 import torch
 import torch.distributed as dist
-from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -160,9 +159,6 @@ def _layer(point: Point, ranks: Ranks, ep_size: int, backend: str, kernel: str) 
     )  # fmt: skip
     torch.manual_seed(SEED)  # the routers' weights
     layer = create_routed_experts(point.tasks, point.channels, config, ep_size, block=0, seed=SEED)
-    for module in layer.modules():
-        if isinstance(module, MoE):
-            module.set_deepspeed_parallelism()
     return _placed(layer, point, ranks)
 
 
@@ -180,7 +176,7 @@ def _through(layer: FusedExperts) -> Callable[[Tensor], Tensor]:
 
 
 def _stock(layer: StockExperts) -> Callable[[Tensor], Tensor]:
-    return lambda x_TNC: torch.stack([layer._run_layer(own, x_NC) for own, x_NC in zip(layer.layers, x_TNC)])
+    return lambda x_TNC: torch.stack([layer.run_layer(own, x_NC) for own, x_NC in zip(layer.layers, x_TNC)])
 
 
 def _kernel_alone(layer: FusedExperts, kernel: str, x_TNC: Tensor) -> Contender:

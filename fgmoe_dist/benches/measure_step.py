@@ -14,11 +14,11 @@ import torch
 
 from fgmoe_dist.config import Config, check_world
 from fgmoe_dist.data.augment import empty_labels
-from fgmoe_dist.decoders.fgmoe import create_model
+from fgmoe_dist.model import create_model
 from fgmoe_dist.planning.times import STAGES
 from fgmoe_dist.planning.trace import AnyDataset
 from fgmoe_dist.ranks import Ranks
-from fgmoe_dist.training.engines.deepspeed import create_engine
+from fgmoe_dist.training.engines.deepspeed import create_engine, prepare
 from fgmoe_dist.training.trainer import Trainer
 
 WARM_STEPS = 2
@@ -53,6 +53,7 @@ class SyntheticTrainer(Trainer):
         check_world(config, ranks.world)
         config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"weights": "none"})})
         self.config, self.ranks, self.step = config, ranks, 0
+        prepare(config.parallel.ep_size)
         self.model = create_model(config, AnyDataset(config)).to(ranks.device)
         self.engine = create_engine(self.model, config)
         self._batches = repeat(_random_batch(config))

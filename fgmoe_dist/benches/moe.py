@@ -71,11 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The figures, printed and returned; under a launcher rank 0 alone writes them."""
     device = _device(args.device)
-    from fgmoe_dist.ranks import prepare_deepspeed, process_group
-
-    prepare_deepspeed()
     from fgmoe_dist.benches.contenders import check_kernels, measure_points
     from fgmoe_dist.benches.ranks import on_ranks
+    from fgmoe_dist.ranks import process_group
 
     check_kernels(tuple(args.kernels))
     grid = _grid(args, device)

@@ -72,9 +72,9 @@ def measure_layouts(
     config: Any, layouts: Sequence[tuple[int, int]], steps: int, synthetic: bool, machine: Optional[Any]
 ) -> dict[str, Any]:
     """Figures of every layout, printed as they come; with a machine, each beside its prediction."""
-    from fgmoe_dist.ranks import prepare_deepspeed
+    from fgmoe_dist.ranks import quieten_deepspeed
 
-    prepare_deepspeed()
+    quieten_deepspeed()
     from fgmoe_dist.benches.measure_step import measure_step
     from fgmoe_dist.benches.ranks import on_ranks
     from fgmoe_dist.planning.trace import count

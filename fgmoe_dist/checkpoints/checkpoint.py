@@ -17,32 +17,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Iterator, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
-from deepspeed.moe.utils import is_moe_param
-from deepspeed.runtime.engine import DeepSpeedEngine
-from deepspeed.utils import groups
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fgmoe_dist.checkpoints.engine import MOMENTS, Engine, OptimizerState
 from fgmoe_dist.checkpoints.folder import WHOLE, CheckpointState, find_checkpoint, read_state
-from fgmoe_dist.checkpoints.optimizer_state import MOMENTS, OptimizerState
 from fgmoe_dist.config import Config, build_config
-from fgmoe_dist.decoders.fgmoe import FGMoE, create_model
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.backends import BACKENDS
 from fgmoe_dist.experts.backends.base import LogicalExpert, RoutedExperts
+from fgmoe_dist.experts.backends.fused import ROUTER_WEIGHTS
+from fgmoe_dist.experts.groups import copy_rank, ep_rank, is_expert_parameter
+from fgmoe_dist.model import Model, create_model
 
 KINDS = ("weight", *MOMENTS)
-
-# Where a block keeps its routers, and where the layers of other libraries do.
-ROUTERS = "routed.routers.weight_TCE"
-STOCK_GATES = {
-    "deepspeed": "routed.layers.{}.deepspeed_moe.gate.wg.weight",
-    "fairscale": "routed.layers.{}.gate.wg.weight",
-}
 
 
 class Piece(NamedTuple):
@@ -55,23 +48,21 @@ class Piece(NamedTuple):
 Snapshot = dict[str, list[Piece]]  # by the name of the file
 
 
-def take_snapshot(engine: DeepSpeedEngine) -> Snapshot:
+def take_snapshot(engine: Engine) -> Snapshot:
     """What this rank writes of a checkpoint, apart from all that the next step changes. A collective.
 
     Rank 0 writes what is replicated, the first copy of the experts writes them; the others only take part in gathering.
     """
-    optimizer, model, snapshot = OptimizerState(engine), engine.module, {}
+    optimizer, model, snapshot = engine.optimizer_state(), engine.module, {}
     decoder = snapshot.setdefault("decoder.safetensors", []) if dist.get_rank() == 0 else None
     for name, parameter in _replicated(model):
         _take(optimizer, parameter, [(name, None)], decoder)
     if decoder is not None:
         decoder += [Piece(_copied(buffer.float()), [(f"{name}.weight", None)]) for name, buffer in buffers_of(model)]
     for prefix, layer in _expert_layers(model):
-        group = layer.expert_group_name
-        experts = None
-        if groups._get_expert_data_parallel_rank(group) == 0:
-            rank = groups._get_expert_parallel_rank(group)
-            experts = snapshot.setdefault(f"experts-{rank:03d}-of-{layer.ep_size:03d}.safetensors", [])
+        experts, ep_size = None, layer.ep_size
+        if copy_rank(ep_size) == 0:
+            experts = snapshot.setdefault(f"experts-{ep_rank(ep_size):03d}-of-{ep_size:03d}.safetensors", [])
         for parameter, members in _by_parameter(layer):
             _take(optimizer, parameter, [(_expert_name(prefix, e), e.index) for e in members], experts)
     if torch.cuda.is_available():
@@ -95,8 +86,7 @@ def _take(optimizer: OptimizerState, parameter: nn.Parameter, names: list, piece
     values = optimizer.get(parameter)
     if pieces is not None:
         for kind, value in values.items():
-            # What was gathered on a CPU is a copy already.
-            value = value if optimizer.sharded and not value.is_cuda else _copied(value)
+            value = value if optimizer.copies and not value.is_cuda else _copied(value)
             pieces.append(Piece(value, [(f"{name}.{kind}", index) for name, index in names]))
 
 
@@ -105,7 +95,7 @@ def _copied(value: Tensor) -> Tensor:
     return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value, non_blocking=True)
 
 
-def resume(engine: DeepSpeedEngine, checkpoint: Path, expected: Mapping[str, Any]) -> CheckpointState:
+def resume(engine: Engine, checkpoint: Path, expected: Mapping[str, Any]) -> CheckpointState:
     """Loads weights, moments and optimiser step into `engine`, whatever layout wrote them.
 
     `expected` are facts the run must share with the checkpoint (`tasks`, `encoder_checksum`). Raises UserError where
@@ -123,7 +113,7 @@ def resume(engine: DeepSpeedEngine, checkpoint: Path, expected: Mapping[str, Any
             f"checkpoint {checkpoint}: this model has no {name}; experts.bias_update_rate=0 would drop the learnt"
             f" biases, keep a rate above 0 (1e-9 freezes them in effect)"
         )
-    optimizer = OptimizerState(engine)
+    optimizer = engine.optimizer_state()
     with _Reader(checkpoint) as reader:
         for name, parameter in _replicated(engine.module):
             optimizer.set(parameter, {kind: reader.read(f"{name}.{kind}", parameter.shape) for kind in KINDS})
@@ -134,7 +124,7 @@ def resume(engine: DeepSpeedEngine, checkpoint: Path, expected: Mapping[str, Any
     return state
 
 
-def load_model(path: Path, kernel: str = "auto") -> tuple[FGMoE, Config, CheckpointState]:
+def load_model(path: Path, kernel: str = "auto") -> tuple[Model, Config, CheckpointState]:
     """The trained model of a run folder or checkpoint, whole on this process, ready to predict.
 
     Its experts are computed by `kernel` of the fused backend whichever trained them: the weights mean the same.
@@ -156,27 +146,20 @@ def load_model(path: Path, kernel: str = "auto") -> tuple[FGMoE, Config, Checkpo
             f"{config.encoder.weights} gives here ({model.encoder.source}); install or download those"
         )
     with _Reader(checkpoint) as reader, torch.no_grad():
-        for name, parameter in _replicated(model):
-            stock_gate = STOCK_GATES.get(state.config["experts"]["backend"])
-            if stock_gate and name.endswith(ROUTERS):
-                parameter.copy_(_read_stock_gates(reader, name.replace(ROUTERS, stock_gate), parameter.shape))
+        for name, parameter in _replicated(model.decoder):
+            if name.endswith(ROUTER_WEIGHTS):
+                backend = BACKENDS[state.config["experts"]["backend"]]
+                parameter.copy_(backend.read_routers(reader.within(name.removesuffix(ROUTER_WEIGHTS)), parameter.shape))
             else:
                 parameter.copy_(reader.read(f"{name}.weight", parameter.shape))
-        for prefix, layer in _expert_layers(model):
+        for prefix, layer in _expert_layers(model.decoder):
             for e in layer.logical_experts():
                 target = e.parameter if e.index is None else e.parameter[e.index]
                 target.copy_(reader.read(f"{_expert_name(prefix, e)}.weight", target.shape))
-        _load_buffers(reader, model, state)
+        _load_buffers(reader, model.decoder, state)
     if config.train.precision == "bf16":  # as the engine cast it; scored in another precision it would score otherwise
-        model = model.to(torch.bfloat16)
+        model.decoder.to(torch.bfloat16)
     return model.eval(), config, state
-
-
-def _read_stock_gates(reader: _Reader, name: str, shape_TCE: torch.Size) -> Tensor:
-    """The fused backend's routers from a stock backend's gates, one `[E, C]` a task."""
-    tasks, channels, experts = shape_TCE
-    gates = [reader.read(f"{name.format(t)}.weight", torch.Size([experts, channels])) for t in range(tasks)]
-    return torch.stack([gate_EC.T for gate_EC in gates])
 
 
 def _load_experts(reader: _Reader, prefix: str, layer: RoutedExperts, optimizer: OptimizerState) -> None:
@@ -200,16 +183,16 @@ def _load_buffers(reader: _Reader, model: nn.Module, state: CheckpointState) -> 
 
 
 def buffers_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Persistent buffers outside the frozen encoder, which must be the same on every rank."""
+    """Persistent buffers, which must be the same on every rank."""
     for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, nn.Parameter) and not name.startswith("encoder."):
-            yield _plain(name), value
+        if not isinstance(value, nn.Parameter):
+            yield name, value
 
 
 def _replicated(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not is_moe_param(parameter):
-            yield _plain(name), parameter
+        if parameter.requires_grad and not is_expert_parameter(parameter):
+            yield name, parameter
 
 
 def _expert_layers(model: nn.Module) -> Iterator[tuple[str, RoutedExperts]]:
@@ -231,11 +214,6 @@ def _expert_name(prefix: str, expert: LogicalExpert) -> str:
     return f"{prefix}.{owner}.{expert.expert}.{expert.weight}"
 
 
-def _plain(name: str) -> str:
-    """A parameter's name without what activation checkpointing put in between."""
-    return name.replace("_checkpoint_wrapped_module.", "")
-
-
 class _Reader:
     """Finds a tensor by name in whichever file of the checkpoint holds it."""
 
@@ -255,7 +233,11 @@ class _Reader:
     def __exit__(self, *_) -> None:
         self._where, self._files = {}, []
 
-    def read(self, name: str, shape: torch.Size) -> Tensor:
+    def within(self, prefix: str) -> Callable[[str, tuple[int, ...]], Tensor]:
+        """Reads the weights of a layer by their names in it."""
+        return lambda name, shape: self.read(f"{prefix}{name}.weight", shape)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in self._where:
             raise UserError(
                 f"checkpoint {self.checkpoint}: has no {name}; it was written for another model, or a file is missing"

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Callable, Optional
 
 import torch.distributed as dist
-from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors import SafetensorError
 
 from fgmoe_dist.checkpoints.checkpoint import Snapshot, buffers_of, take_snapshot, write_snapshot
+from fgmoe_dist.checkpoints.engine import Engine
 from fgmoe_dist.checkpoints.folder import CheckpointState, partial_folder, publish
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.ranks import TIMEOUT, RankLost
@@ -52,7 +52,7 @@ class CheckpointWriter:
         elif self._thread is not None:
             self._thread.join(GRACE_SECONDS)
 
-    def save(self, engine: DeepSpeedEngine, state: CheckpointState) -> None:
+    def save(self, engine: Engine, state: CheckpointState) -> None:
         """Starts writing `folder/step-...`, once the one before is there; returns when the next step may begin."""
         self.wait()
         started = time.perf_counter()

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 import yaml
 from pydantic import ValidationError
 
 from fgmoe_dist.config.rules import conflicts, list_problems
-from fgmoe_dist.config.schema import Config
+from fgmoe_dist.config.schema import Config, config_class
+from fgmoe_dist.decoders import DECODERS
+from fgmoe_dist.decoders.base import DecoderSettings
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.settings import Section
+
+DEFAULT_DECODER = "fgmoe"
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -35,15 +39,16 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 def build_config(values: dict[str, Any], origin: str = "configuration", known_problems: Sequence[str] = ()) -> Config:
     """Validates nested `values`; UserError lists every mistake at once, after the `known_problems`."""
     problems = list(known_problems)
+    decoder = _decoder_settings(values, problems)
     try:
-        config = Config.model_validate(values)
+        config = config_class(decoder).model_validate(values)
     except ValidationError as error:
-        problems += [_explain(entry) for entry in error.errors()]
+        problems += [_explain(entry, decoder) for entry in error.errors()]
         # Drop what is faulty so that the remaining fields can still be checked against each other.
         for entry in error.errors():
             _drop(values, entry["loc"])
         try:
-            config = Config.model_validate(values)
+            config = config_class(decoder).model_validate(values)
         except ValidationError:
             raise UserError(list_problems(origin, problems)) from None
     problems += conflicts(config)
@@ -52,14 +57,27 @@ def build_config(values: dict[str, Any], origin: str = "configuration", known_pr
     return config
 
 
+def _decoder_settings(values: dict[str, Any], problems: list[str]) -> type[DecoderSettings]:
+    """The settings of the decoder that `values` name; of an unknown one nothing else can be checked."""
+    section = values.get("decoder")
+    kind = section.get("kind", DEFAULT_DECODER) if isinstance(section, dict) else DEFAULT_DECODER
+    if isinstance(kind, str) and kind in DECODERS:
+        return DECODERS[kind].Settings
+    near = difflib.get_close_matches(str(kind), DECODERS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(DECODERS)}"
+    problems.append(f"decoder.kind={kind!r}: no such decoder; {hint}")
+    del values["decoder"]
+    return DECODERS[DEFAULT_DECODER].Settings
+
+
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML, each field with its meaning as a comment."""
-    return "\n".join(_yaml_lines(config, indent="")) + "\n"
+    return "\n".join(_yaml_lines(config, config.sections(), indent="")) + "\n"
 
 
 def flatten(config: Config) -> dict[str, Any]:
     """`{"experts.top_k": 4, ...}`, as MLflow records parameters."""
-    return flatten_values(config.model_dump(mode="json"))
+    return flatten_values(config.model_dump(mode="json", include=set(config.sections())))
 
 
 def flatten_values(nested: dict[str, Any]) -> dict[str, Any]:
@@ -115,18 +133,18 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[leaf] = text
 
 
-def _explain(entry: dict[str, Any]) -> str:
+def _explain(entry: dict[str, Any], decoder: type[DecoderSettings]) -> str:
     key = ".".join(str(part) for part in entry["loc"])
     if entry["type"] != "extra_forbidden":
         return f"{key}={entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
-    near = _nearest_key(key)
+    near = _nearest_key(key, decoder)
     return f"{key}: no such key" + (f"; did you mean {near}?" if near else "; `--print-config` lists them all")
 
 
-def _nearest_key(key: str) -> Optional[str]:
+def _nearest_key(key: str, decoder: type[DecoderSettings]) -> Optional[str]:
     """A name like it in the same section, else one very like it anywhere; sections in common say nothing."""
     section, _, leaf = key.rpartition(".")
-    known = [name.rpartition(".") for name in _known_keys()]
+    known = [name.rpartition(".") for name in _known_keys(decoder)]
     for beside, cutoff in (({name: above for above, _, name in known if above == section}, 0.6),
                            ({name: above for above, _, name in known}, 0.8)):  # fmt: skip
         for name in difflib.get_close_matches(leaf, beside, n=1, cutoff=cutoff):
@@ -134,9 +152,9 @@ def _nearest_key(key: str) -> Optional[str]:
     return None
 
 
-def _known_keys() -> list[str]:
+def _known_keys(decoder: type[DecoderSettings]) -> list[str]:
     keys = []
-    for name, field in Config.model_fields.items():
+    for name, field in config_class(decoder).model_fields.items():
         keys.append(name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             keys += [f"{name}.{inner}" for inner in field.annotation.model_fields]
@@ -154,14 +172,14 @@ def _drop(values: Any, location: tuple) -> None:
         del owner[key]
 
 
-def _yaml_lines(section: Section, indent: str) -> list[str]:
+def _yaml_lines(section: Section, names: Iterable[str], indent: str) -> list[str]:
     lines = []
-    for name, field in type(section).model_fields.items():
+    for name in names:
         value = getattr(section, name)
         if isinstance(value, Section):
-            lines += [f"{indent}{name}:", *_yaml_lines(value, indent + "  ")]
+            lines += [f"{indent}{name}:", *_yaml_lines(value, type(value).model_fields, indent + "  ")]
         else:
             plain = section.model_dump(mode="json", include={name})[name]
             text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
-            lines.append(f"{indent}{name}: {text}  # {field.description}")
+            lines.append(f"{indent}{name}: {text}  # {type(section).model_fields[name].description}")
     return lines

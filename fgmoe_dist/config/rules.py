@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
+import difflib
+import json
+from pathlib import Path
+
 from fgmoe_dist.config.schema import Config
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.tasks import TASKS
 
 
 def conflicts(config: Config) -> list[str]:
     """Every contradiction between settings, one line each."""
-    experts, precision = config.experts, config.train.precision
-    of_experts = experts.conflicts(config.decoder.channels, config.parallel.ep_size, precision)
-    return [*of_experts, *_training_conflicts(config)]
+    around = config.surroundings()
+    return [*config.decoder.conflicts(around), *_task_conflicts(config), *_training_conflicts(config)]
+
+
+def _task_conflicts(config: Config) -> list[str]:
+    tasks, found = config.tasks, []
+    if len(set(tasks)) != len(tasks):
+        found.append(f"tasks={tasks}: a task is named twice; name each once")
+    known = [*TASKS, *_defined_tasks(config.data.train)]
+    if _is_local(config.data.train):
+        named = {f"tasks.{i}": name for i, name in enumerate(tasks)}
+        named |= {f"train.loss_weights.{name}": name for name in config.train.loss_weights}
+        found += [_unknown_task(key, name, known) for key, name in named.items() if name not in known]
+    return found
+
+
+def _unknown_task(key: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, and those that data.train defines"
+    return f"{key}={name!r}: no such task; {hint}"
+
+
+def _is_local(where: str) -> bool:
+    """Whether the index of these shards can be looked into now; the tasks of others are known once they are read."""
+    return not where or not any(sign in where for sign in ("://", "pipe:", "{"))
+
+
+def _defined_tasks(where: str) -> list[str]:
+    """Tasks that a folder of shards defines itself; none where there is no such folder yet."""
+    try:
+        return list(json.loads((Path(where) / "index.json").read_text())["definitions"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _training_conflicts(config: Config) -> list[str]:
-    tasks, stride, size, found = config.tasks, config.decoder.stride, config.data.image_size, []
-    if len(set(tasks)) != len(tasks):
-        found.append(f"tasks={tasks}: a task is named twice; name each once")
-    if any(side % stride for side in size):
-        found.append(f"data.image_size={list(size)} is not a multiple of decoder.stride={stride}; change one of them")
+    size, found = config.data.image_size, []
     if min(size) <= 0:
         found.append(f"data.image_size={list(size)}: both sides must be positive")
     lowest, highest = config.data.scale_range
@@ -28,8 +59,6 @@ def _training_conflicts(config: Config) -> list[str]:
         found.append(
             "train.precision=bf16 needs parallel.zero_stage=1 or 2: at 0 DeepSpeed keeps no moments we could save"
         )
-    if config.train.precision == "bf16" and config.encoder_precision != "bf16":
-        found.append("train.precision=bf16 casts the whole model; set encoder.precision=bf16 or auto")
     return found
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Optional
 
-from pydantic import Field
+from pydantic import Field, create_model
 
+from fgmoe_dist.decoders import DECODERS
+from fgmoe_dist.decoders.base import DecoderSettings, Routed, Surroundings
+from fgmoe_dist.decoders.fgmoe import FGMoESettings
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.settings import Section
-
-TaskName = Literal["semseg", "human_parts", "sal", "normals", "depth", "edge"]
 
 
 class Run(Section):
@@ -45,17 +47,6 @@ class Encoder(Section):
     taps: Optional[list[int]] = Field(None, description="tapped blocks, counted from 0; null: four, evenly spaced")
 
 
-class Decoder(Section):
-    channels: int = Field(256, ge=8, description="C, the width of every task's feature")
-    stride: int = Field(4, ge=1, description="pixels of the input a decoder token stands for, each way")
-    mixer_depth: int = Field(2, ge=0, description="deformable mixer layers a task")
-    blocks: int = Field(1, ge=1, description="stacked FGMoE blocks")
-    adapter_rank: int = Field(
-        0, ge=0, description="rank of each task's low-rank adapter beside the aggregator; 0: none"
-    )
-    level_weights: bool = Field(False, description="each task weighs the tapped encoder levels for itself")
-
-
 class Train(Section):
     steps: int = Field(40_000, ge=1, description="optimiser steps")
     batch_size: int = Field(4, ge=1, description="images a step, over all ranks")
@@ -71,7 +62,7 @@ class Train(Section):
     warmup_steps: int = Field(0, ge=0, description="linear warm-up")
     poly_power: float = Field(0.9, ge=0, description="lr * (1 - step/steps)^power; 0: constant")
     clip_norm: float = Field(10.0, ge=0, description="global gradient norm is clipped to this; 0: not clipped")
-    loss_weights: dict[TaskName, float] = Field(
+    loss_weights: dict[str, float] = Field(
         default_factory=dict, description="weight of each task's loss; 1 where unnamed"
     )
     loss_average: Literal["image", "batch"] = Field(
@@ -79,9 +70,7 @@ class Train(Section):
         description="image: mean of each image's own loss, the same however a batch is split; batch: pooled pixels",
     )
     edge_positive_weight: float = Field(0.95, gt=0, lt=1, description="w of the edge loss: w on edges, 1-w elsewhere")
-    activation_checkpointing: bool = Field(
-        False, description="recompute FGMoE blocks in backward (fairscale checkpoint_wrapper)"
-    )
+    activation_checkpointing: bool = Field(False, description="recompute a decoder's blocks in backward")
     log_every: int = Field(20, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(1000, ge=0, description="steps between checkpoints; 0: only the last")
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: only after the last step")
@@ -105,10 +94,14 @@ class Tracking(Section):
 
 class Config(Section):
     run: Run = Run()
-    tasks: list[TaskName] = Field(["semseg", "depth", "normals", "edge"], min_length=1, description="tasks, in order")
+    tasks: list[str] = Field(
+        ["semseg", "depth", "normals", "edge"],
+        min_length=1,
+        description="tasks, in order; a data set may define others",
+    )
     data: Data = Data()
     encoder: Encoder = Encoder()
-    decoder: Decoder = Decoder()
+    decoder: FGMoESettings = FGMoESettings()  # of another kind: see `config_class`
     experts: Experts = Experts()
     train: Train = Train()
     parallel: Parallel = Parallel()
@@ -134,3 +127,35 @@ class Config(Section):
             return self
         known = {"groups": groups, "max_ranks_per_token": min(limit, groups)}
         return self.model_copy(update={"experts": self.experts.model_copy(update=known)})
+
+    def surroundings(self) -> Surroundings:
+        """What of this its decoder depends on, beside its own section."""
+        return Surroundings(
+            image_size=tuple(self.data.image_size),
+            tasks=tuple(self.tasks),
+            experts=self.experts,
+            ep_size=self.parallel.ep_size,
+            precision=self.train.precision,
+            seed=self.run.seed,
+            recompute=self.train.activation_checkpointing,
+        )
+
+    @property
+    def routed(self) -> Routed:
+        """The routed experts that its decoder spreads over ranks, for a plan."""
+        return self.decoder.routed(self.surroundings())
+
+    def sections(self) -> list[str]:
+        """Names of the keys that this configuration has: those that only other decoders read are not among them."""
+        idle = {name for decoder in DECODERS.values() for name in decoder.Settings.sections}
+        return [name for name in type(self).model_fields if name not in idle - set(self.decoder.sections)]
+
+
+def config_class(decoder: type[DecoderSettings]) -> type[Config]:
+    """`Config` with these settings under `decoder`."""
+    return Config if decoder is FGMoESettings else _config_class(decoder)
+
+
+@lru_cache
+def _config_class(decoder: type[DecoderSettings]) -> type[Config]:
+    return create_model("Config", __base__=Config, decoder=(decoder, decoder()))

@@ -1,0 +1,10 @@
+"""Decoders by the name that `decoder.kind` takes: a file and a line for each."""
+
+from __future__ import annotations
+
+from fgmoe_dist.decoders.base import Decoder
+from fgmoe_dist.decoders.fgmoe import FGMoE
+
+DECODERS: dict[str, type[Decoder]] = {
+    "fgmoe": FGMoE,
+}

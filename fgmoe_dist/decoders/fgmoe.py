@@ -1,4 +1,6 @@
-"""The whole model: frozen encoder -> aggregator -> a mixer a task -> FGMoE blocks -> a head a task.
+"""FGMoE (arXiv 2507.19077): levels -> aggregator -> a mixer per task -> FGMoE blocks -> a head per task.
+
+Equations: `parts/block.py`. What the paper leaves open is configuration, here and in `experts/settings.py`.
 
 Legend: B images, C channels, h x w decoder grid, H x W input, T tasks, N = B h w tokens, K outputs of a task, L blocks,
 E experts.
@@ -6,114 +8,152 @@ E experts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fgmoe_dist.config import Config
+from fgmoe_dist.decoders.base import Auxiliary, Decoder, DecoderSettings, Levels, Output, Routed, Surroundings
 from fgmoe_dist.decoders.parts.aggregator import Aggregator
 from fgmoe_dist.decoders.parts.block import FGMoEBlock
 from fgmoe_dist.decoders.parts.heads import Head
 from fgmoe_dist.decoders.parts.mixer import deformable_mixer
-from fgmoe_dist.encoders.frozen import FrozenEncoder, create_encoder
-from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses
+from fgmoe_dist.drawing.load_map import load_map
+from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses, figures_of, metrics
+from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.experts.routers import Router
-from fgmoe_dist.experts.settings import Experts
-from fgmoe_dist.tasks import DatasetInfo, Task, create_tasks
+from fgmoe_dist.experts.rules import conflicts as expert_conflicts
+from fgmoe_dist.experts.unrouted import Unrouted
+from fgmoe_dist.tasks import Task
 
 
-@dataclass
-class Output:
-    """What a forward pass gives: predictions by task name, and the balance terms of every block."""
+class FGMoESettings(DecoderSettings):
+    kind: Literal["fgmoe"] = Field("fgmoe", description="which decoder: fgmoe, or another that is registered")
+    channels: int = Field(256, ge=8, description="C, the width of every task's feature")
+    stride: int = Field(4, ge=1, description="pixels of the input a decoder token stands for, each way")
+    mixer_depth: int = Field(2, ge=0, description="deformable mixer layers a task")
+    blocks: int = Field(1, ge=1, description="stacked FGMoE blocks")
+    adapter_rank: int = Field(
+        0, ge=0, description="rank of each task's low-rank adapter beside the aggregator; 0: none"
+    )
+    level_weights: bool = Field(False, description="each task weighs the tapped encoder levels for itself")
 
-    predictions: dict[str, Tensor]
-    balance: list[BalanceTerms]
+    sections: ClassVar[tuple[str, ...]] = ("experts",)
+
+    def grid(self, size_hw: Sequence[int]) -> tuple[int, int]:
+        """h x w of the decoder's tokens for an input of H x W."""
+        return size_hw[0] // self.stride, size_hw[1] // self.stride
+
+    def conflicts(self, around: Surroundings) -> list[str]:
+        size = around.image_size
+        found = expert_conflicts(around.experts, self.channels, around.ep_size, around.precision)
+        if any(side % self.stride for side in size):
+            found.append(
+                f"data.image_size={list(size)} is not a multiple of decoder.stride={self.stride}; change one of them"
+            )
+        return found
+
+    def routed(self, around: Surroundings) -> Routed:
+        experts, tasks = around.experts, len(around.tasks)
+        return Routed(
+            blocks=self.blocks,
+            tasks=tasks,
+            tokens=math.prod(self.grid(around.image_size)),
+            channels=self.channels,
+            experts=experts,
+        )
 
 
-class FGMoE(nn.Module):
-    def __init__(self, encoder: FrozenEncoder, tasks: list[Task], config: Config):
-        super().__init__()
-        decoder = config.decoder
-        channels, count = decoder.channels, len(tasks)
-        self.tasks, self.stride = tasks, decoder.stride
-        self.encoder = encoder
-        self.aggregator = Aggregator(encoder.channels, channels, count, decoder.adapter_rank, decoder.level_weights)
-        self.mixers = nn.ModuleList(deformable_mixer(channels, decoder.mixer_depth) for _ in tasks)
+class FGMoE(Decoder):
+    Settings = FGMoESettings
+
+    def __init__(self, settings: FGMoESettings, levels: Levels, tasks: Sequence[Task], around: Surroundings):
+        super().__init__(settings, levels, tasks, around)
+        channels, count = settings.channels, len(tasks)
+        self.experts, self.ep_size, self.recompute = around.experts, around.ep_size, around.recompute
+        self.grid_hw = settings.grid(around.image_size)
+        self.aggregator = Aggregator(levels.channels, channels, count, settings.adapter_rank, settings.level_weights)
+        self.mixers = nn.ModuleList(deformable_mixer(channels, settings.mixer_depth) for _ in tasks)
         self.blocks = nn.ModuleList(
-            FGMoEBlock(count, channels, config.experts, config.parallel.ep_size, block, config.run.seed)
-            for block in range(decoder.blocks)
+            FGMoEBlock(count, channels, around.experts, around.ep_size, block, around.seed)
+            for block in range(settings.blocks)
         )
         self.heads = nn.ModuleList(Head(channels, task.channels) for task in tasks)
 
-    def forward(self, image_B3HW: Tensor | list[Tensor]) -> Output:
-        """A list is taken for the encoder's levels of the images, which a cache has kept."""
-        size_hw = self.encoder.image_size_hw
-        grid_hw = (size_hw[0] // self.stride, size_hw[1] // self.stride)
-        levels = image_B3HW if isinstance(image_B3HW, list) else self.encoder(image_B3HW)
-        a_BChw, own_TBChw = self.aggregator(levels, grid_hw)
+    def forward(self, levels: list[Tensor]) -> Output:
+        a_BChw, own_TBChw = self.aggregator(levels, self.grid_hw)
         u_TBChw = torch.stack([mixer(own) for mixer, own in zip(self.mixers, own_TBChw)])
-        u_TNC, a_NC, balance = _to_tokens(u_TBChw), _to_tokens(a_BChw), []
+        u_TNC, a_NC, terms = _to_tokens(u_TBChw), _to_tokens(a_BChw), []
         images = a_BChw.shape[0]  # `len` would be a constant in an exported model
         for block in self.blocks:
-            u_TNC, *terms = block(u_TNC, a_NC, images)
-            balance.append(BalanceTerms(*terms))
-        features = u_TNC.unflatten(1, (images, *grid_hw)).permute(0, 1, 4, 2, 3)
-        predictions = {task.name: head(x, size_hw) for task, head, x in zip(self.tasks, self.heads, features)}
-        return Output(predictions, balance)
+            u_TNC, *balance = self._run(block, u_TNC, a_NC, images)
+            terms.append(BalanceTerms(*balance))
+        features = u_TNC.unflatten(1, (images, *self.grid_hw)).permute(0, 1, 4, 2, 3)
+        predictions = {task.name: head(x, self.size_hw) for task, head, x in zip(self.tasks, self.heads, features)}
+        return Output(predictions, terms)
 
-    @torch.no_grad()
-    def predict(self, image_B3HW: Tensor) -> dict[str, list[np.ndarray]]:
-        """Per task, one array an image, as docs/contracts.md describes predictions, at the input's size."""
-        predictions = self(image_B3HW).predictions
-        return {task.name: [task.predict(p_KHW) for p_KHW in predictions[task.name]] for task in self.tasks}
+    def _run(self, block: FGMoEBlock, u_TNC: Tensor, a_NC: Tensor, images: int) -> tuple[Tensor, ...]:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, u_TNC, a_NC, images, use_reentrant=False)
+        return block(u_TNC, a_NC, images)
 
-    def update_router_biases(self, load_LTE: Tensor) -> None:
-        """After an optimiser step, with the load of all ranks in it. Nothing without `experts.bias_update_rate`."""
+    def auxiliary(self, output: Output) -> Auxiliary:
+        """The balance losses of all ranks' tokens, and the experts' load."""
+        return Auxiliary(*auxiliary_losses(output.terms, self.experts, self.experts.groups or self.ep_size))
+
+    def after_step(self, counts: Mapping[str, Tensor]) -> None:
+        """Tells every block's router its load."""
         routers = (module for module in self.modules() if isinstance(module, Router))
-        for router, load_TE in zip(routers, load_LTE):
+        for router, load_TE in zip(routers, counts["load"]):
             router.after_step(load_TE)
+
+    def metrics(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
+        return metrics(counts, [task.name for task in self.tasks], self.ep_size)
+
+    def pictures(self, counts: Mapping[str, Tensor], caption: str) -> dict[str, np.ndarray]:
+        names, groups = [task.name for task in self.tasks], self.experts.groups or self.ep_size
+        load_LTE = counts["load"].cpu().numpy()
+        return {"expert_load": load_map(load_LTE, figures_of(counts), names, caption=caption, groups=groups)}
+
+    def describe(self) -> list[tuple[str, str]]:
+        experts = self.experts
+        whose = "for all tasks of a" if experts.bank == "shared" else "a task and"
+        return [
+            ("experts", f"{experts.routed} routed {whose} block ({experts.routed // self.ep_size} on each rank),"
+                        f" {experts.top_k} a token, {experts.shared} shared, {experts.global_experts} global;"
+                        f" backend {experts.backend}"),
+            ("kernel", *self.notes()),
+        ]  # fmt: skip
+
+    def notes(self) -> list[str]:
+        return [self.blocks[0].routed.check_kernel()]
+
+    def parts(self) -> Iterator[tuple[nn.Module, str]]:
+        for block in self.blocks:
+            for module, part in ((block, "block"), (block.shared, "shared"), (block.global_experts, "global")):
+                if module is not None:
+                    yield module, part
+
+    def unroute(self) -> None:
+        for block in self.blocks:
+            block.routed = Unrouted(block.routed.routers, self.experts)
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """What its modules say, each of itself."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "own_parameters"):
+                yield from module.own_parameters()
+
+    def active_experts(self) -> int:
+        routed = self.ep_size * sum(p.numel() for p in self.parameters() if is_expert_parameter(p))
+        return routed // (self.experts.banks(len(self.tasks)) * self.experts.routed) * self.experts.top_k
 
 
 def _to_tokens(x: Tensor) -> Tensor:
     """`[..., B, C, h, w]` to `[..., B h w, C]`."""
     return x.movedim(-3, -1).flatten(-4, -2)
-
-
-class BalanceLosses(NamedTuple):
-    """The losses that every run has, mean over blocks."""
-
-    experts: Tensor
-    devices: Tensor
-    z: Tensor
-
-
-class Balance(NamedTuple):
-    """Balance losses, and what the experts were asked for by the tokens of all ranks."""
-
-    losses: BalanceLosses
-    load_LTE: Tensor  # slots that chose each expert
-    dropped_LT: Tensor  # of these, slots that found their expert full
-
-
-def balance_losses(balance: list[BalanceTerms], groups: int = 1) -> Balance:
-    """`auxiliary_losses` without the weights. A collective."""
-    losses, counts = auxiliary_losses(balance, Experts(), groups)
-    kinds = (losses[f"experts/{name}_loss"][1] for name in ("balance", "device_balance", "z"))
-    return Balance(BalanceLosses(*kinds), counts["load"], counts["dropped"])
-
-
-def create_model(config: Config, info: DatasetInfo) -> FGMoE:
-    """The model that `config` describes for the data set `info`; the same weights on every rank, for every layout."""
-    torch.manual_seed(config.run.seed)
-    tasks = create_tasks(config.tasks, info, config.train.edge_positive_weight)
-    encoder = create_encoder(config)
-    torch.manual_seed(config.run.seed)  # whatever the encoder's construction drew
-    model = FGMoE(encoder, tasks, config)
-    if config.train.activation_checkpointing:
-        from fairscale.nn import checkpoint_wrapper
-
-        model.blocks = nn.ModuleList(checkpoint_wrapper(block) for block in model.blocks)
-    return model

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from fgmoe_dist.data.augment import EvalTransform, padding
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import evaluation_samples
-from fgmoe_dist.decoders.fgmoe import FGMoE
 from fgmoe_dist.drawing.panel import panel
 from fgmoe_dist.evaluation.scorer import Scorer
 from fgmoe_dist.metrics.constant import ConstantBaseline
+from fgmoe_dist.model import Model
 from fgmoe_dist.progress import track
 from fgmoe_dist.ranks import Ranks
 
@@ -25,7 +25,7 @@ Scores = dict[str, dict[str, float]]
 
 
 def evaluate(
-    model: FGMoE,
+    model: Model,
     shards: ShardSet,
     transform: EvalTransform,
     ranks: Ranks,

@@ -8,11 +8,11 @@ import numpy as np
 
 from fgmoe_dist.data.augment import normalise
 from fgmoe_dist.data.images import fit
-from fgmoe_dist.decoders.fgmoe import FGMoE
+from fgmoe_dist.model import Model
 
 
 def predict_image(
-    model: FGMoE, image_HWC: np.ndarray, size_hw: tuple[int, int], class_tasks: Collection[str]
+    model: Model, image_HWC: np.ndarray, size_hw: tuple[int, int], class_tasks: Collection[str]
 ) -> dict[str, np.ndarray]:
     """Predictions of docs/contracts.md at the photograph's own resolution.
 

@@ -13,32 +13,27 @@ from typing import Iterable, Iterator, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
+from fgmoe_dist.experts.groups import mark_expert_parameter
 from fgmoe_dist.experts.kinds import Kind
 from fgmoe_dist.experts.kinds.base import affine, axes_of
 
 
 class ExpertBank(nn.Module):
-    """The routed experts of a rank, stacked. `identities` names each; parameters carry DeepSpeed's expert flags."""
+    """The routed experts of a rank, stacked. `identities` names each; parameters are marked as those of experts."""
 
-    def __init__(self, kind: Kind, channels: int, hidden: int, identities: Sequence[tuple], group_name: str):
+    def __init__(self, kind: Kind, channels: int, hidden: int, identities: Sequence[tuple], ep_size: int):
         super().__init__()
         self.kind = kind
         members = [kind.initial(channels, hidden, *identity) for identity in identities]
         for name, value in _stack(kind, members).items():
             self.register_parameter(name, nn.Parameter(value))
         for parameter in self.parameters():
-            mark_expert_parameter(parameter, group_name)
+            mark_expert_parameter(parameter, ep_size)
 
     @property
     def weights(self) -> NamedTuple:
         """`Kind.Weights` of all experts here."""
         return self.kind.Weights(*(getattr(self, name) for name in self.kind.weights))
-
-
-def mark_expert_parameter(parameter: nn.Parameter, group_name: str) -> None:
-    """Tells DeepSpeed that this parameter differs between the ranks of an expert group."""
-    parameter.allreduce = False
-    parameter.group_name = group_name
 
 
 class SharedExperts(nn.Module):

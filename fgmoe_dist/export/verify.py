@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fgmoe_dist.decoders.fgmoe import FGMoE
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.model import Model
 
 
 class Difference(NamedTuple):
@@ -28,7 +28,7 @@ class Difference(NamedTuple):
         return math.inf if math.isnan(share) else share  # NaN is below no tolerance, and would be passed over by `max`
 
 
-def differences(model: FGMoE, format: str, path: Path) -> dict[str, Difference]:
+def differences(model: Model, format: str, path: Path) -> dict[str, Difference]:
     """By task, over one image and over three at a time.
 
     The images are noise, which sends neighbouring tokens to different experts. RuntimeError with what the process said

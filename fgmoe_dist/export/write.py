@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from fgmoe_dist import __version__
 from fgmoe_dist.checkpoints.folder import CheckpointState
-from fgmoe_dist.decoders.fgmoe import FGMoE
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export.load import ABOUT
+from fgmoe_dist.model import Model
 
 # An ONNX file is one protocol buffer, which ends at 2 GiB.
 ONNX_LIMIT_BYTES = 2**31 - 2**24
@@ -31,7 +31,7 @@ ONNX_LIMIT_BYTES = 2**31 - 2**24
 Write = Callable[[Path], object]
 
 
-def about(model: FGMoE, state: CheckpointState) -> dict[str, Any]:
+def about(model: Model, state: CheckpointState) -> dict[str, Any]:
     """What a file says of itself, in its metadata."""
     return {
         "version": __version__,
@@ -45,7 +45,7 @@ def about(model: FGMoE, state: CheckpointState) -> dict[str, Any]:
     }
 
 
-def check_can_export(model: FGMoE, state: CheckpointState, format: str) -> None:
+def check_can_export(model: Model, state: CheckpointState, format: str) -> None:
     """UserError where a format cannot hold this model, or a package is missing."""
     if format != "onnx":
         return
@@ -67,7 +67,7 @@ def check_can_export(model: FGMoE, state: CheckpointState, format: str) -> None:
         )
 
 
-def convert_model(model: FGMoE, state: CheckpointState, format: str) -> Write:
+def convert_model(model: Model, state: CheckpointState, format: str) -> Write:
     """`model`, which is in fp32 on the CPU with the reference kernel, in one of `FORMATS`: what writes it to a path.
 
     Apart, since that alone can fail for want of room: with OSError or SafetensorError.
@@ -79,7 +79,7 @@ def convert_model(model: FGMoE, state: CheckpointState, format: str) -> Write:
 class _Predictor(nn.Module):
     """The model as exporters want it: tensor in, dictionary of tensors out."""
 
-    def __init__(self, model: FGMoE):
+    def __init__(self, model: Model):
         super().__init__()
         self.model = model
 
@@ -87,19 +87,19 @@ class _Predictor(nn.Module):
         return self.model(image).predictions
 
 
-def _to_safetensors(model: FGMoE, about: str) -> Write:
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+def _to_safetensors(model: Model, about: str) -> Write:
+    tensors = {name.removeprefix("decoder."): value.contiguous() for name, value in model.state_dict().items()}
     return lambda path: save_file(tensors, path, {ABOUT: about})
 
 
-def _to_pt2(model: FGMoE, about: str) -> Write:
+def _to_pt2(model: Model, about: str) -> Write:
     # In memory first: where its own writer finds no room, torch aborts the whole process on closing it.
     buffer = io.BytesIO()
     torch.export.save(_trace(model), buffer, extra_files={f"{ABOUT}.json": about})
     return lambda path: path.write_bytes(buffer.getbuffer())
 
 
-def _to_onnx(model: FGMoE, about: str) -> Write:
+def _to_onnx(model: Model, about: str) -> Write:
     names = [task.name for task in model.tasks]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own calls
@@ -108,14 +108,14 @@ def _to_onnx(model: FGMoE, about: str) -> Write:
     return lambda path: converted.save(path, external_data=False)
 
 
-CONVERTERS: dict[str, Callable[[FGMoE, str], Write]] = {
+CONVERTERS: dict[str, Callable[[Model, str], Write]] = {
     "safetensors": _to_safetensors,
     "pt2": _to_pt2,
     "onnx": _to_onnx,
 }
 
 
-def _trace(model: FGMoE) -> torch.export.ExportedProgram:
+def _trace(model: Model) -> torch.export.ExportedProgram:
     """For any number of images; two stand for it, as one would be taken for a constant."""
     image = torch.zeros(2, 3, *model.encoder.image_size_hw)
     return torch.export.export(_Predictor(model), (image,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})

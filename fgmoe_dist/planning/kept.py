@@ -42,19 +42,19 @@ def kernel_keeps(kind: str, kernel: str, channels: int, hidden: int, top_k: int,
 
 def planned_kernel(config: Config, device: str) -> str:
     """What `experts.kernel` stands for on that device."""
-    experts = config.experts
+    channels, experts = config.routed.channels, config.routed.experts
     if experts.kernel != AUTO:
         return experts.kernel
-    widths = widths_of(config.decoder.channels, experts.fine_hidden)
-    return automatic(experts.kind, Place(device, config.train.precision, widths))
+    place = Place(device, config.train.precision, widths_of(channels, experts.fine_hidden))
+    return automatic(experts.kind, place)
 
 
 def routed_bytes(config: Config, counts: Counts, device: str, imbalance: float) -> float:
     """Of one block and micro-batch on the busiest rank, whose experts get `imbalance` times the mean of slots."""
-    experts, ep_size, width = config.experts, config.parallel.ep_size, value_bytes(config)
-    channels, top_k = config.decoder.channels, experts.top_k
+    routed, ep_size, width = config.routed, config.parallel.ep_size, value_bytes(config)
+    experts, channels, top_k = routed.experts, routed.channels, routed.experts.top_k
     keeps = kernel_keeps(experts.kind, planned_kernel(config, device), channels, experts.fine_hidden, top_k, width)
-    tokens, rows = len(config.tasks) * counts.tokens, rows_to_a_rank(config) * ep_size
+    tokens, rows = routed.tasks * counts.tokens, rows_to_a_rank(config) * ep_size
     slots = (rows if keeps.empty_too else tokens) * top_k
     # Where nothing is dispatched rows are the tokens themselves, which shared experts keep too, or routers in fp32.
     others = ep_size == 1 and (experts.shared or width == 4)
@@ -65,7 +65,7 @@ def routed_bytes(config: Config, counts: Counts, device: str, imbalance: float) 
 
 def _router_bytes(config: Config, tokens: int) -> float:
     """Logits, scores and choices, and the tokens they are of: in fp32, whatever the features are."""
-    experts = config.experts
+    experts = config.routed.experts
     counted = experts.shared and value_bytes(config) == 4  # then they are what shared experts keep
-    features = 0 if counted else 4 * config.decoder.channels
+    features = 0 if counted else 4 * config.routed.channels
     return tokens * (8 * experts.routed + LONG * experts.top_k + features)

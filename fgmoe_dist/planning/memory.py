@@ -25,7 +25,7 @@ def memory(config: Config, counts: Counts, layout: Layout, device: str, imbalanc
     """
     stage, width = config.parallel.zero_stage, value_bytes(config)
     imbalance = busiest(imbalance, layout.ep_size)
-    blocks = 1 if config.train.activation_checkpointing else config.decoder.blocks
+    blocks = min(1, config.routed.blocks) if config.train.activation_checkpointing else config.routed.blocks
     groups = ((counts.dense_parameters, layout.world), (counts.expert_parameters // layout.ep_size, layout.copies))
     trained = sum(size for size, _ in groups)
     flat = sum(padded(size, ranks) for size, ranks in groups) if stage else trained
@@ -58,7 +58,7 @@ def _reduction_buffers(trained: int, stage: int, device: str) -> int:
 def _activations(config: Config, counts: Counts) -> float:
     if not config.train.activation_checkpointing:
         return counts.saved_bytes
-    return counts.saved_bytes - counts.block_saved_bytes * (1 - 1 / config.decoder.blocks)
+    return counts.saved_bytes - counts.block_saved_bytes * (1 - 1 / max(1, config.routed.blocks))
 
 
 def _dispatch_buffers(config: Config) -> float:

@@ -92,12 +92,12 @@ def ep_sizes(config: Config, nodes: int, gpus: int, wanted: Optional[int] = None
     for option, value in (("--nodes", nodes), ("--gpus-per-node", gpus)):
         if value < 1:
             raise UserError(f"{option} {value}: must be 1 or more")
-    if config.experts.backend != "fused":
+    if config.routed.experts.backend != "fused":
         raise UserError(
-            f"experts.backend={config.experts.backend}: only the fused backend can be planned;"
+            f"experts.backend={config.routed.experts.backend}: only the fused backend can be planned;"
             f" add --set experts.backend=fused"
         )
-    world, routed, possible, left_out = nodes * gpus, config.experts.routed, [], {}
+    world, routed, possible, left_out = nodes * gpus, config.routed.most_ranks, [], {}
     check_world(changed(config, parallel={"ep_size": 1}), world)
     for size in range(1, min(world, routed) + 1):
         if world % size == 0 and routed % size == 0:

@@ -93,11 +93,14 @@ class _StepModel:
     def routed(self, times: int) -> list[Part]:
         """Routers and the experts' own multiplications, of the busiest rank."""
         config, compute, precision = self.config, self.compute, self.config.train.precision
-        channels, hidden, experts = config.decoder.channels, config.experts.fine_hidden, config.experts
-        slots = len(config.tasks) * self.counts.tokens * experts.top_k
-        local = experts.banks(len(config.tasks)) * experts.routed / self.layout.ep_size
+        routed, experts = config.routed, config.routed.experts
+        if not routed.blocks:
+            return []
+        channels, hidden = routed.channels, experts.fine_hidden
+        slots = routed.tasks * self.counts.tokens * experts.top_k
+        local = experts.banks(routed.tasks) * experts.routed / self.layout.ep_size
         flops = self.imbalance * slots * KINDS[experts.kind].flops(channels, hidden)
-        scores = len(config.tasks) * self.counts.tokens * experts.routed
+        scores = routed.tasks * self.counts.tokens * experts.routed
         forward = compute.seconds("matmul", "fp32", 2 * scores * channels, min(channels, experts.routed))
         forward += 3 * compute.seconds("softmax", "fp32", scores)  # softmax, top-k, logsumexp
         backward = 2 * forward
@@ -107,7 +110,7 @@ class _StepModel:
             forward, backward = (forward + seconds, backward) if kind == "experts" else (forward, backward + seconds)
         if config.train.activation_checkpointing:
             backward += forward
-        blocks = config.decoder.blocks * times
+        blocks = routed.blocks * times
         return [
             Part("routed experts", "forward", blocks * forward),
             Part("routed experts", "backward", blocks * backward),
@@ -115,9 +118,10 @@ class _StepModel:
 
     def exchange(self, times: int) -> list[Part]:
         """What of the all-to-alls is not covered, and the copies of rows around them."""
-        if self.layout.ep_size == 1:
+        blocks = self.config.routed.blocks
+        if self.layout.ep_size == 1 or not blocks:
             return []
-        sizes, blocks = row_bytes(self.config), self.config.decoder.blocks
+        sizes = row_bytes(self.config)
         hidden = {part: self._seconds(part) / blocks for part in ("shared", "global")}
         cover = {  # the backward pass takes about twice as long, and covers in the reverse order
             "out": hidden["shared"], "back": hidden["global"],

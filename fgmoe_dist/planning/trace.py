@@ -7,14 +7,11 @@ routed experts, whose shapes depend on values and on other ranks, are left to ar
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any, Iterator, Sequence
 
 import torch
-from deepspeed.moe.utils import is_moe_param
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -22,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgmoe_dist.config import Config
 from fgmoe_dist.data.augment import empty_labels
-from fgmoe_dist.decoders.fgmoe import FGMoE
+from fgmoe_dist.decoders.base import Decoder, Levels
 from fgmoe_dist.encoders.frozen import FrozenEncoder
-from fgmoe_dist.experts.balance import BalanceTerms
+from fgmoe_dist.experts.groups import is_expert_parameter
+from fgmoe_dist.model import create_decoder
 from fgmoe_dist.planning.counts import Counts, Work
 from fgmoe_dist.precision import PRECISIONS
 from fgmoe_dist.tasks import create_tasks
@@ -54,10 +52,9 @@ def count(config: Config) -> Counts:
     recorder, size_hw = _Recorder(), tuple(config.data.image_size)
     with META, recorder:
         encoder, levels = _trace_encoder(config, recorder)
-        model = _meta_model(config, levels)
-        expert_parameters = sum(p.numel() for p in model.parameters() if is_moe_param(p))
-        for block in model.blocks:
-            block.routed = _Unrouted(block.routed.routers, config)
+        model = _meta_model(config, encoder)
+        expert_parameters = sum(p.numel() for p in model.parameters() if is_expert_parameter(p))
+        model.unroute()
         _mark_parts(model, recorder)
         saved = _Saved(model, recorder)
         with saved:
@@ -72,7 +69,7 @@ def count(config: Config) -> Counts:
         encoder_parameters=sum(p.numel() for p in encoder.parameters()),
         dense_parameters=sum(p.numel() for p in model.parameters()),
         expert_parameters=expert_parameters,
-        tokens=config.train.micro_batch_size * math.prod(side // config.decoder.stride for side in size_hw),
+        tokens=config.train.micro_batch_size * config.routed.tokens,
         saved_bytes=saved.total(),
         block_saved_bytes=saved.total("block", "shared", "global"),
         largest_bytes=recorder.largest,
@@ -80,7 +77,7 @@ def count(config: Config) -> Counts:
     )
 
 
-def _trace_encoder(config: Config, recorder: _Recorder) -> tuple[nn.Module, list[Tensor]]:
+def _trace_encoder(config: Config, recorder: _Recorder) -> tuple[FrozenEncoder, list[Tensor]]:
     """The encoder without weights, and its levels."""
     name, size_hw, dtype = config.encoder.name, tuple(config.data.image_size), PRECISIONS[config.encoder_precision]
     encoder = FrozenEncoder(name, "none", config.encoder.taps, size_hw, dtype=dtype)
@@ -91,16 +88,14 @@ def _trace_encoder(config: Config, recorder: _Recorder) -> tuple[nn.Module, list
     return encoder, levels
 
 
-def _meta_model(config: Config, levels: Sequence[Tensor]) -> FGMoE:
-    """The decoder on one rank. It is given the encoder's levels, so of an encoder it needs the sizes alone."""
-    encoder = nn.Module()
-    encoder.channels = [level.shape[1] for level in levels]
-    encoder.image_size_hw = tuple(config.data.image_size)
+def _meta_model(config: Config, encoder: FrozenEncoder) -> Decoder:
+    """The decoder on one rank."""
     alone = config.model_copy(update={"parallel": config.parallel.model_copy(update={"ep_size": 1})})
     # Of other backends only memory and traffic differ, which arithmetic sees to.
     alone = alone.model_copy(update={"experts": config.experts.model_copy(update={"backend": "fused"})})
-    model = FGMoE(encoder, create_tasks(config.tasks, AnyDataset(config)), alone)
-    return model.to(PRECISIONS[config.train.precision])
+    tasks = create_tasks(config.tasks, AnyDataset(config))
+    decoder = create_decoder(alone, Levels(encoder.channels, encoder.strides), tasks)
+    return decoder.to(PRECISIONS[config.train.precision])
 
 
 class AnyDataset:
@@ -114,32 +109,11 @@ class AnyDataset:
         self.classes = {"semseg": ["?"] * (40 if nyud else 21), "human_parts": ["?"] * 7}
 
 
-class _Unrouted(nn.Module):
-    """A block's routed experts with nothing routed: it keeps the routers' parameters and costs nothing."""
-
-    def __init__(self, routers: nn.Module, config: Config):
-        super().__init__()
-        self.routers, self.joint, self.shared = routers, config.experts.shared_gate == "joint", config.experts.shared
-
-    def dispatch(self, x_TNC: Tensor, *_) -> SimpleNamespace:
-        gates_TNS = x_TNC.new_empty(*x_TNC.shape[:2], self.shared) if self.joint else None
-        balance = [None] * len(BalanceTerms._fields)
-        return SimpleNamespace(routing=SimpleNamespace(shared_TNS=gates_TNS, balance=balance), y_TNC=x_TNC)
-
-    def compute(self, journey: SimpleNamespace) -> None:
-        pass
-
-    def combine(self, journey: SimpleNamespace) -> Tensor:
-        return journey.y_TNC
-
-
-def _mark_parts(model: FGMoE, recorder: _Recorder) -> None:
+def _mark_parts(decoder: Decoder, recorder: _Recorder) -> None:
     """Tells `recorder` which part of the decoder the forward pass is in."""
-    for block in model.blocks:
-        for module, part in ((block, "block"), (block.shared, "shared"), (block.global_experts, "global")):
-            if module is not None:
-                module.register_forward_pre_hook(lambda *_, part=part: recorder.enter(part))
-                module.register_forward_hook(lambda *_: recorder.leave())
+    for module, part in decoder.parts():
+        module.register_forward_pre_hook(lambda *_, part=part: recorder.enter(part))
+        module.register_forward_hook(lambda *_: recorder.leave())
 
 
 class _Saved:

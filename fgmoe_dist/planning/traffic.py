@@ -54,9 +54,9 @@ def missed_chance(experts: Experts, ep_size: int) -> float:
 
 def rows_to_a_rank(config: Config) -> float:
     """Tokens that one rank sends to each rank of its group, itself included, in one exchange, at even routing."""
-    height, width = (side // config.decoder.stride for side in config.data.image_size)
-    tokens = len(config.tasks) * config.train.micro_batch_size * height * width
-    return tokens * (1 - missed_chance(config.experts, config.parallel.ep_size))
+    routed = config.routed
+    tokens = routed.tasks * config.train.micro_batch_size * routed.tokens
+    return tokens * (1 - missed_chance(routed.experts, config.parallel.ep_size))
 
 
 def busiest(imbalance: float, ep_size: int) -> float:
@@ -70,7 +70,7 @@ def row_bytes(config: Config) -> dict[str, int]:
     Out with its channels, gates and the indices of its experts; back the weighted sum alone. The gradients go the other
     way: of the sum, then of channels and gates.
     """
-    channels, k = config.decoder.channels * value_bytes(config), config.experts.top_k
+    channels, k = config.routed.channels * value_bytes(config), config.routed.experts.top_k
     return {
         "out": channels + k * (GATE_BYTES + INDEX_BYTES),
         "back": channels,
@@ -92,7 +92,7 @@ def exchange_bytes(config: Config) -> dict[str, float]:
 
 def exchanges(config: Config, world: int) -> dict[str, int]:
     """How often a step makes each of the four exchanges."""
-    times = config.decoder.blocks * accumulation(config, world)
+    times = config.routed.blocks * accumulation(config, world)
     forward = 2 * times if config.train.activation_checkpointing else times  # computed again in the backward pass
     return {"out": forward, "back": forward, "back_gradient": times, "out_gradient": times}
 

@@ -12,7 +12,10 @@ from fgmoe_dist.tasks.edge import Edge
 from fgmoe_dist.tasks.normals import Normals
 from fgmoe_dist.tasks.sal import Saliency
 
-__all__ = ["IGNORE", "DatasetInfo", "Task", "create_tasks"]
+__all__ = ["IGNORE", "TASKS", "DatasetInfo", "Task", "create_tasks"]
+
+
+TASKS = ("semseg", "human_parts", "sal", "normals", "depth", "edge")
 
 
 class DatasetInfo(Protocol):

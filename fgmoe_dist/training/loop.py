@@ -22,8 +22,8 @@ from fgmoe_dist.checkpoints.folder import (
 )
 from fgmoe_dist.checkpoints.writer import CheckpointWriter
 from fgmoe_dist.config import Config, build_config, flatten, flatten_values, to_yaml
+from fgmoe_dist.decoders.base import parameter_counts
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.planning.dry_run import parameter_counts
 from fgmoe_dist.ranks import ended_once, from_first
 from fgmoe_dist.tracking.mlflow_run import MLflowRun, NoRun
 from fgmoe_dist.tracking.run_folder import RunFolder
@@ -45,7 +45,8 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
         ended_once(),
     ):
         reporter = Reporter(trainer, folder, tracker)
-        reporter.say(trainer.kernel)
+        for line in trainer.notes:
+            reporter.say(line)
         if resumed is not None and from_first(lambda: find_checkpoint(folder.checkpoints) is None):
             writer.save(trainer.engine, _state_of(trainer))  # another run's: from now on this folder stands by itself
         while trainer.step < steps:
@@ -172,10 +173,18 @@ def _start_tracking(trainer: Trainer, folder: RunFolder, resumed: Optional[int])
         return NoRun()
     tags = run_tags(ranks.world, config.parallel.ep_size)
     parameters = {**flatten(config.pinned()), "encoder.source": trainer.model.encoder.source}
-    folder.update_about(status="RUNNING", tags=tags, model=parameter_counts(trainer.model, config))
+    folder.update_about(
+        status="RUNNING",
+        tags=tags,
+        model=_parameters(trainer),
+    )
     return MLflowRun.start(
         folder, config.tracking.uri, config.tracking.experiment, config.run.name, parameters, tags, resumed is not None
     )
+
+
+def _parameters(trainer: Trainer) -> dict[str, int]:
+    return parameter_counts(trainer.model.decoder, trainer.model.encoder, trainer.config.parallel.ep_size)
 
 
 def _asked_to_stop(folder: RunFolder, writer: CheckpointWriter) -> bool:

@@ -8,12 +8,10 @@ from typing import Optional
 
 import psutil
 import torch
+from PIL import Image
 
-from fgmoe_dist.drawing.load_map import load_map
 from fgmoe_dist.evaluation.evaluate import Scores, evaluate
 from fgmoe_dist.evaluation.table import print_scores
-from fgmoe_dist.experts.balance import figures_of
-from fgmoe_dist.experts.balance import metrics as expert_metrics
 from fgmoe_dist.metrics.constant import constant_baselines
 from fgmoe_dist.progress import clock
 from fgmoe_dist.tasks import Task
@@ -28,7 +26,7 @@ class Reporter:
         self.started, self.first_step = time.monotonic(), trainer.step
         self.report: Optional[StepReport] = None  # of the latest step
         self.steps, self.seconds, self.wait_seconds = 0, 0.0, 0.0  # since the last log line
-        self.load, self.dropped, self.load_from = 0, 0, trainer.step  # since the last evaluation
+        self.counts, self.counted_from = {}, trainer.step  # since the last evaluation
 
     def say(self, line: str) -> None:
         if self.trainer.ranks.is_first:
@@ -39,7 +37,8 @@ class Reporter:
         self.report = report
         self.steps, self.seconds = self.steps + 1, self.seconds + report.seconds
         self.wait_seconds += report.wait_seconds
-        self.load, self.dropped = self.load + report.load.double(), self.dropped + report.dropped.double()
+        for name, count in report.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count.double()
 
     def log(self) -> None:
         """One log line, one line of metrics.jsonl, one point of every curve; a collective.
@@ -76,28 +75,23 @@ class Reporter:
         )  # fmt: skip
         constant_scores = {name: constant.compute() for name, constant in constants.items()}
         if first:
-            self._draw_load(pictures)
+            self._draw_counts(pictures)
             path = self.folder.write_evaluation(step, scores)
             self.tracker.log_evaluation(step, scores)
             self.tracker.log_pictures(step, sorted(pictures.glob("*.png")))
             title = f"step {step}, {trainer.val_shards.samples} images"
             print_scores(trainer.tasks, scores, title, constant_scores)
             self.say(f"scores: {path}   pictures: {pictures}/")
-        self.load, self.dropped, self.load_from = 0, 0, step
+        self.counts, self.counted_from = {}, step
         return run_score(trainer.tasks, scores)
 
-    def _draw_load(self, folder: Path) -> None:
-        """The experts' load in the steps since the last evaluation; an evaluation alone has none."""
+    def _draw_counts(self, folder: Path) -> None:
+        """What the decoder counted in the steps since the last evaluation; an evaluation alone has nothing."""
         trainer = self.trainer
-        if trainer.step > self.load_from:
-            load_map(
-                self.load.cpu().numpy(),
-                figures_of({"load": self.load, "dropped": self.dropped}),
-                [task.name for task in trainer.tasks],
-                folder / "expert_load.png",
-                caption=f"steps {self.load_from + 1} to {trainer.step}",
-                groups=trainer.config.expert_groups,
-            )
+        if trainer.step > self.counted_from:
+            caption = f"steps {self.counted_from + 1} to {trainer.step}"
+            for name, picture_HWC in trainer.model.decoder.pictures(self.counts, caption).items():
+                Image.fromarray(picture_HWC).save(folder / f"{name}.png")
 
     def finish(self) -> None:
         if self.trainer.ranks.is_first:
@@ -110,18 +104,10 @@ def step_metrics(report: StepReport, losses: dict[str, float], trainer: Trainer)
     """A line of metrics.jsonl: names are those of the run folder (README) and of MLflow."""
     metrics = {"loss": losses["total"]}
     metrics.update({f"loss/{task.name}": losses[task.name] for task in trainer.tasks})
-    metrics.update(
-        {
-            "experts/balance_loss": losses["balance"],
-            "experts/device_balance_loss": losses["device_balance"],
-            "experts/z_loss": losses["z"],
-            "grad_norm": report.grad_norm,
-            "lr": report.lr,
-            "memory_gib": _memory_gib(trainer.ranks.device),
-        }
-    )
-    names, ep_size = [task.name for task in trainer.tasks], trainer.config.parallel.ep_size
-    return metrics | expert_metrics({"load": report.load, "dropped": report.dropped}, names, ep_size)
+    own = [name for name in losses if name != "total" and name not in trainer.config.tasks]
+    metrics.update({name: losses[name] for name in own})
+    metrics.update(grad_norm=report.grad_norm, lr=report.lr, memory_gib=_memory_gib(trainer.ranks.device))
+    return metrics | trainer.model.decoder.metrics(report.counts)
 
 
 def run_score(tasks: list[Task], scores: Scores) -> float:

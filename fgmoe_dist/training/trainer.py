@@ -10,29 +10,28 @@ from typing import Iterator
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from fgmoe_dist.config import Config, check_world
 from fgmoe_dist.data.augment import EvalTransform, FeatureTransform
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import train_batches
-from fgmoe_dist.decoders.fgmoe import Balance, FGMoE, Output, balance_losses, create_model
+from fgmoe_dist.decoders.base import Auxiliary, Output
 from fgmoe_dist.encoders.features import check_cache, train_transform
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.experts.backends.base import RoutedExperts
+from fgmoe_dist.model import Model, create_model
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
-from fgmoe_dist.training.engines.deepspeed import create_engine, learning_rate, set_learning_rate
+from fgmoe_dist.training.engines.deepspeed import create_engine, prepare, set_learning_rate
+from fgmoe_dist.training.schedule import learning_rate
 
 
 @dataclass
 class StepReport:
     """What one optimiser step measured; losses are means over all images of the step on this rank."""
 
-    losses: dict[str, Tensor]  # by task, and "total", "balance", "device_balance", "z"
-    load: Tensor  # slots that chose each expert [blocks, T, E], over all ranks
-    dropped: Tensor  # of these, slots that found their expert full [blocks, T]
+    losses: dict[str, Tensor]  # by task, "total", and the decoder's own under the names it logs them by
+    counts: dict[str, Tensor]  # the decoder's, over all ranks
     grad_norm: float
     lr: float
     seconds: float
@@ -49,12 +48,13 @@ class Trainer:
         self.val_shards = ShardSet.open(config.data.val)
         if self.train_shards.classes != self.val_shards.classes:
             raise UserError("data.train and data.val name other classes; build both from one data set")
+        prepare(config.parallel.ep_size)
         model = create_model(config, self.train_shards).to(ranks.device)
         check_cache(self.train_shards, self.val_shards, config, model.encoder)
-        self.model: FGMoE = model
-        self.engine: DeepSpeedEngine = create_engine(model, config)
+        self.model: Model = model
+        self.engine = create_engine(model.decoder, config)
         # Asked now, in the precision that the engine has given it: a kernel that cannot run here ends no training.
-        self.kernel: str = next(layer for layer in model.modules() if isinstance(layer, RoutedExperts)).kernel()
+        self.notes: list[str] = model.decoder.notes()
         self.eval_transform = EvalTransform(config.data.image_size, model.encoder.mean, model.encoder.std)
         self._batches: Iterator[dict] | None = None
 
@@ -83,24 +83,25 @@ class Trainer:
         self.engine.train()
         lr = learning_rate(self.config.train, self.step)
         set_learning_rate(self.engine, lr)
-        start, wait, sums, load, dropped = time.perf_counter(), 0.0, {}, 0, 0
+        start, wait, sums, counts = time.perf_counter(), 0.0, {}, {}
         accumulation = self.engine.gradient_accumulation_steps()
         for part in range(accumulation):
             asked = time.perf_counter()
             batch = next(self._batches)
             wait += time.perf_counter() - asked
             _seed_noise(self.config.run.seed, self.step, self.ranks.rank * accumulation + part)
-            losses, balance = self.losses(self.engine(self._input(batch)), batch)
+            losses, auxiliary = self.losses(self.engine(self._levels(batch)), batch)
             self.engine.backward(losses["total"])
             self.engine.step()
-            load, dropped = load + balance.load_LTE, dropped + balance.dropped_LT
+            for name, count in auxiliary.counts.items():
+                counts[name] = counts.get(name, 0) + count
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach() / accumulation
         self.step += 1
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         self._check_finite(norm, sums)
-        self.model.update_router_biases(load)
-        return StepReport(sums, load, dropped, norm, lr, time.perf_counter() - start, wait)
+        self.model.decoder.after_step(counts)
+        return StepReport(sums, counts, norm, lr, time.perf_counter() - start, wait)
 
     def _check_finite(self, norm: float, losses: dict[str, Tensor]) -> None:
         """Ends a run that has diverged, on every rank alike, since the norm is the same everywhere.
@@ -115,25 +116,25 @@ class Trainer:
             f" train.warmup_steps, or look at the labels. The last checkpoint is from before"
         )
 
-    def _input(self, batch: dict) -> Tensor | list[Tensor]:
-        """The images of a batch, or the cached features that stand in their place."""
+    def _levels(self, batch: dict) -> list[Tensor]:
+        """What the frozen encoder makes of a batch's images, or the cached features that stand in their place."""
+        device = self.ranks.device
         if "image" in batch:
-            return batch["image"].to(self.ranks.device, non_blocking=True)
-        return [level.to(self.ranks.device, non_blocking=True) for level in batch["features"]]
+            return self.model.encoder(batch["image"].to(device, non_blocking=True))
+        return [level.to(device, non_blocking=True) for level in batch["features"]]
 
-    def losses(self, output: Output, batch: dict) -> tuple[dict[str, Tensor], Balance]:
-        """Each task's loss, the balance losses and their weighted `total`; and what they were balanced by."""
-        train, experts = self.config.train, self.config.experts
-        losses = {}
+    def losses(self, output: Output, batch: dict) -> tuple[dict[str, Tensor], Auxiliary]:
+        """Each task's loss, the decoder's own, and their weighted `total`."""
+        train, losses = self.config.train, {}
         for task in self.tasks:
             target = batch[task.name].to(self.ranks.device, non_blocking=True)
             losses[task.name] = _task_loss(task, output.predictions[task.name], target, train.loss_average)
         total = sum(train.loss_weights.get(task.name, 1.0) * losses[task.name] for task in self.tasks)
-        balance = balance_losses(output.balance, self.config.expert_groups)
-        losses["balance"], losses["device_balance"], losses["z"] = balance.losses
-        total = total + experts.balance_weight * losses["balance"] + experts.z_weight * losses["z"]
-        losses["total"] = total + experts.device_balance_weight * losses["device_balance"]
-        return losses, balance
+        auxiliary = self.model.decoder.auxiliary(output)
+        for name, (weight, loss) in auxiliary.losses.items():
+            losses[name] = loss
+            total = total + weight * loss
+        return losses | {"total": total}, auxiliary
 
 
 def mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:

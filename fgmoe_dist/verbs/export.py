@@ -60,9 +60,6 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, option):
             check_writable(getattr(args, option), f"--{option}")
 
-    from fgmoe_dist.ranks import prepare_deepspeed
-
-    prepare_deepspeed()
     from fgmoe_dist.checkpoints.checkpoint import load_model
     from fgmoe_dist.export.verify import differences
     from fgmoe_dist.export.write import check_can_export, convert_model

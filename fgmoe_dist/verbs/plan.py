@@ -73,9 +73,6 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _count(config: Any) -> Any:
-    from fgmoe_dist.ranks import prepare_deepspeed
-
-    prepare_deepspeed()
     from fgmoe_dist.planning.trace import count
 
     return count(config)

@@ -39,9 +39,6 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from fgmoe_dist.ranks import prepare_deepspeed
-
-    prepare_deepspeed()
     from fgmoe_dist.checkpoints.checkpoint import load_model
     from fgmoe_dist.drawing.panel import panel
     from fgmoe_dist.evaluation.evaluate import save_predictions

@@ -295,10 +295,10 @@ def test_a_whole_checkpoint_loads_as_written(checkpoint):
     model, config, state = load_model(checkpoint)
     assert (state.step, config.tasks) == (1, ["semseg", "depth"])
     tensors = tensors_of(checkpoint)
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.decoder.named_parameters():
         if parameter.requires_grad and ".bank." not in name:
             assert torch.equal(parameter, tensors[f"{name}.weight"]), name
-    bank_ECH = model.blocks[1].routed.bank.w_in_ECH
+    bank_ECH = model.decoder.blocks[1].routed.bank.w_in_ECH
     for task in range(2):
         for expert in range(8):
             assert torch.equal(

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fgmoe_dist.config import build_config
-from fgmoe_dist.decoders.fgmoe import create_model
+from fgmoe_dist.decoders.base import parameter_counts
 from fgmoe_dist.decoders.parts.aggregator import Aggregator
 from fgmoe_dist.decoders.parts.block import FGMoEBlock
 from fgmoe_dist.decoders.parts.heads import Head
@@ -24,7 +24,8 @@ from fgmoe_dist.experts.balance import auxiliary_losses
 from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
 from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.settings import Experts
-from fgmoe_dist.planning.dry_run import exchange_bytes, parameter_counts
+from fgmoe_dist.model import create_model
+from fgmoe_dist.planning.traffic import exchange_bytes
 from tests.experts.oracle import fine_expert, routed_experts
 from tests.runs import SETTINGS
 
@@ -233,7 +234,7 @@ def gradients(config) -> dict[str, torch.Tensor]:
     """Of every task's output and of the balance losses."""
     model = create_model(config, INFO)
     output = model(image())
-    losses, _ = auxiliary_losses(output.balance, config.experts, 1)
+    losses, _ = auxiliary_losses(output.terms, config.experts, 1)
     balance = sum(value for _, value in losses.values())
     (sum(p.square().mean() for p in output.predictions.values()) + balance).backward()
     return {
@@ -258,7 +259,7 @@ def test_recomputing_blocks_changes_no_gradient():
 
 
 def test_the_seed_alone_decides_the_weights():
-    first, again, other = (create_model(configuration(run__seed=seed), INFO).state_dict() for seed in (0, 0, 1))
+    first, again, other = (create_model(configuration(run__seed=seed), INFO).decoder.state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["aggregator.project.0.weight"], other["aggregator.project.0.weight"])
     assert not torch.equal(first["blocks.0.routed.bank.w_in_ECH"], other["blocks.0.routed.bank.w_in_ECH"])
@@ -266,7 +267,8 @@ def test_the_seed_alone_decides_the_weights():
 
 def test_parameters_are_counted_by_hand():
     config = configuration()
-    counts = parameter_counts(create_model(config, INFO), config)
+    model = create_model(config, INFO)
+    counts = parameter_counts(model.decoder, model.encoder, config.parallel.ep_size)
     c, tasks, blocks, fine, hidden, routed_each = 16, 4, 2, 16, 32, 8
     expert = c * fine + fine + fine * c + c
     routed = blocks * tasks * routed_each * expert

@@ -36,15 +36,10 @@ def first_weights(config: Experts, task: Optional[int], expert: int) -> list[tor
 
 
 def layer_on_rank(tasks: int, ep_size: int, settings: dict):
-    from deepspeed.moe.layer import MoE
-
     from fgmoe_dist.experts.backends import create_routed_experts
 
     torch.manual_seed(0)
     layer = create_routed_experts(tasks, C, Experts(**settings), ep_size, block=0, seed=SEED)
-    for module in layer.modules():
-        if isinstance(module, MoE):
-            module.set_deepspeed_parallelism()
     with torch.no_grad():
         for e in layer.logical_experts():
             value = dict(zip(layer.kind.weights, first_weights(layer.config, e.task, e.expert)))[e.weight]

@@ -150,8 +150,10 @@ def test_tiles_hold_every_filled_slot_once_and_rows_of_one_expert_only(slots):
 
 
 def test_a_cpu_is_refused_in_one_line(monkeypatch):
+    from fgmoe_dist.experts.kernels import triton
+
     leaves, _ = problem(2, 16, 1, 2, 16, device="cpu")
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(triton, "INTERPRETED", False)
     with pytest.raises(UserError, match="experts.kernel=triton needs a CUDA device, .* on cpu; .* experts.kernel=auto"):
         choose_kernel("ffn", "triton", leaves[0], FFNWeights(*leaves[2:]))
 

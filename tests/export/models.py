@@ -18,7 +18,7 @@ def tiny_model(**experts: Any):
 
     Every weight is moved from its first value: mixers sample off the grid, experts and gates differ.
     """
-    from fgmoe_dist.decoders.fgmoe import create_model
+    from fgmoe_dist.model import create_model
 
     config = build_config(
         {

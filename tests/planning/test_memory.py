@@ -96,8 +96,7 @@ def test_imbalance_is_paid_by_the_rows():
 
 def engine_bytes(config) -> dict[str, int]:
     """What an engine holds after a step, on this rank."""
-    from deepspeed.moe.utils import is_moe_param
-
+    from fgmoe_dist.experts.groups import is_expert_parameter
     from fgmoe_dist.training.engines.deepspeed import create_engine
 
     engine = create_engine(Model(config), config)
@@ -111,8 +110,8 @@ def engine_bytes(config) -> dict[str, int]:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     return {
-        "dense": sum(p.numel() for p in parameters if not is_moe_param(p)),
-        "experts": sum(p.numel() for p in parameters if is_moe_param(p)),
+        "dense": sum(p.numel() for p in parameters if not is_expert_parameter(p)),
+        "experts": sum(p.numel() for p in parameters if is_expert_parameter(p)),
         "parameters": size(getattr(optimizer, "bit16_groups_flat", parameters)),
         "fp32 parameters": size(getattr(optimizer, "single_partition_of_fp32_groups", [])),
         "moments": size(state[key] for state in base.state.values() for key in ("exp_avg", "exp_avg_sq")),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 
 import pytest
@@ -155,9 +153,10 @@ def test_a_precision_that_was_not_measured_is_told():
         plan(1, 1, machine=fp32_only, config=configuration(1, precision="bf16"))
 
 
-def test_plans_are_made_without_torch():
-    code = "import sys, fgmoe_dist.planning.search; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
+def test_plans_are_plain_arithmetic():
+    """Only what runs a model, on tensors without data or for a trial, knows torch."""
+    files = {path.stem: path.read_text() for path in (ROOT / "fgmoe_dist" / "planning").glob("*.py")}
+    assert {name for name, text in files.items() if "import torch" in text} == {"trace"}
 
 
 def test_mistakes_come_before_counting():

@@ -6,15 +6,15 @@ import math
 
 import pytest
 import torch
-from deepspeed.moe.utils import is_moe_param
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.data.augment import empty_labels
-from fgmoe_dist.decoders.fgmoe import create_model
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.planning.trace import AnyDataset, _Unrouted, count
+from fgmoe_dist.experts.groups import is_expert_parameter
+from fgmoe_dist.model import create_model
+from fgmoe_dist.planning.trace import AnyDataset, count
 from tests.runs import SETTINGS
 
 PRODUCTS = ("matmul", "attention", "conv1x1", "conv3x3", "conv1x1_backward", "conv3x3_backward")
@@ -30,8 +30,7 @@ def real_model(config):
 
 
 def without_routing(model, config):
-    for block in model.blocks:
-        block.routed = _Unrouted(block.routed.routers, config)
+    model.decoder.unroute()
     return model
 
 
@@ -43,7 +42,7 @@ def test_parameters_are_the_model_s(sections):
     config = configuration(**sections)
     found, model = count(config), real_model(config)
     encoder = set(model.encoder.parameters())
-    experts = sum(p.numel() for p in model.parameters() if is_moe_param(p))
+    experts = sum(p.numel() for p in model.parameters() if is_expert_parameter(p))
     assert found.encoder_parameters == sum(p.numel() for p in encoder)
     assert found.expert_parameters == experts
     assert found.dense_parameters == sum(p.numel() for p in model.parameters() if p not in encoder) - experts
@@ -66,7 +65,7 @@ def run_for_real(config) -> dict[str, float]:
         return tensor
 
     with forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        predictions = model(levels).predictions
+        predictions = model.decoder(levels).predictions
         labels = {task: empty_labels(task, len(image), config.data.image_size) for task in config.tasks}
         loss = sum(task.loss(predictions[task.name], labels[task.name]) for task in model.tasks)
     with backward:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fgmoe_dist.config import build_config
+from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.planning.layout import Layout
 from fgmoe_dist.planning.traffic import exchanges, missed_chance, row_bytes, rows_to_a_rank, traffic
@@ -63,16 +64,12 @@ def test_what_stage_and_checkpointing_change():
 def exchanged_bytes(config) -> list[int]:
     """What each all-to-all of a forward and backward pass of one layer was given to send, the counts aside."""
     import torch.distributed as dist
-    from deepspeed.moe.layer import MoE
 
     from fgmoe_dist.experts.backends import create_routed_experts
 
     torch.manual_seed(dist.get_rank())
     tasks, channels, dtype = len(config.tasks), config.decoder.channels, torch.float32
     layer = create_routed_experts(tasks, channels, config.experts, config.parallel.ep_size, 0, 0)
-    for module in layer.modules():
-        if isinstance(module, MoE):
-            module.set_deepspeed_parallelism()
     if config.train.precision == "bf16":
         layer, dtype = layer.to(torch.bfloat16), torch.bfloat16
     sent, plain = [], dist.all_to_all_single
@@ -133,7 +130,7 @@ def test_the_engine_reduces_these_bytes(ep_size, zero_stage):
     config = configuration(ep_size, zero_stage)
     config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 4})})
     model = Model(build_config({**config.model_dump(), "parallel": {"ep_size": 1, "zero_stage": zero_stage}}))
-    experts = sum(p.numel() for p in model.parameters() if getattr(p, "allreduce", True) is False)
+    experts = sum(p.numel() for p in model.parameters() if is_expert_parameter(p))
     dense = sum(p.numel() for p in model.parameters()) - experts
     for found in run_ranks(2, reduced_bytes, config):
         sent = sum(2 * size * (ranks - 1) / ranks for size, ranks in found)

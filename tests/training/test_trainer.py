@@ -15,8 +15,8 @@ from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import evaluation_samples
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tasks import create_tasks
-from fgmoe_dist.training.engines.deepspeed import learning_rate
 from fgmoe_dist.training.report import run_score
+from fgmoe_dist.training.schedule import learning_rate
 from tests.ranks import run_ranks
 from tests.runs import Runs, this_rank, trainer_on_rank
 
@@ -157,7 +157,8 @@ def test_the_total_weighs_tasks_and_balance(runs):
     (steps,) = run_ranks(1, two_steps, runs.config_file, runs.overrides("run", changes))
     for losses, load, _ in steps:
         total = losses["semseg"] + losses["depth"] + 10 * losses["normals"] + 50 * losses["edge"]
-        balance = 0.5 * losses["balance"] + 0.25 * losses["z"] + 0.125 * losses["device_balance"]
+        balance = 0.5 * losses["experts/balance_loss"] + 0.25 * losses["experts/z_loss"]
+        balance += 0.125 * losses["experts/device_balance_loss"]
         assert losses["total"] == pytest.approx(total + balance, rel=1e-5)
         # Every token of 4 images on 14 x 18 places goes to 3 experts, in both blocks for each task.
         assert np.sum(load, axis=2).tolist() == [[4 * 14 * 18 * 3] * 4] * 2
@@ -166,7 +167,7 @@ def test_the_total_weighs_tasks_and_balance(runs):
 
 def biases_after_a_step(config_file, overrides):
     trainer = trainer_on_rank(config_file, overrides)
-    load = trainer.train_step().load
+    load = trainer.train_step().counts["load"]
     biases = [value for name, value in trainer.engine.module.named_buffers() if name.endswith("bias_TE")]
     return [(str(bias.dtype), bias.tolist()) for bias in biases], load.tolist()
 
@@ -187,7 +188,7 @@ def diverge(config_file, overrides) -> list[str]:
     trainer = trainer_on_rank(config_file, overrides)
     said = []
     if trainer.ranks.rank == 1:  # one rank alone is fed something bad
-        trainer.model.heads[0].predict.bias.data.fill_(float("nan"))
+        trainer.model.decoder.heads[0].predict.bias.data.fill_(float("nan"))
     try:
         trainer.train_step()
     except UserError as error:

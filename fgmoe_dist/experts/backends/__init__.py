@@ -1,6 +1,7 @@
 """The routed experts of a block, in the backends that `experts.backend` can name: a file and a line for each.
 
-All speak the protocol of `RoutedExperts` (base.py): dispatch, compute, combine.
+All speak the protocol of `RoutedExperts` (base.py): dispatch, compute, combine. Libraries are imported when a layer of
+theirs is created.
 """
 
 from __future__ import annotations

@@ -7,23 +7,25 @@ The protocol has three steps, so that the block can compute what is local while 
     y_TNC = routed.combine(journey)            receive the sums
     journey.routing                            gates and loads (`Routing`)
 
-Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selected.
+Legend: T tasks, N tokens of a task, C channels, E routed experts of a task, K selected.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator, NamedTuple, Optional
+from typing import Callable, Iterator, NamedTuple, Optional
 
 import torch.distributed as dist
-from deepspeed.moe.layer import MoE
-from deepspeed.utils import groups
 from torch import Tensor, nn
 
+from fgmoe_dist.experts import groups
 from fgmoe_dist.experts.dispatch import Route, Started
 from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.routers import Routing
 from fgmoe_dist.experts.settings import Experts
+
+# Reads a tensor of a shape by its name within a layer.
+Read = Callable[[str, tuple[int, ...]], Tensor]
 
 
 class LogicalExpert(NamedTuple):
@@ -46,41 +48,34 @@ class Journey:
     started: Optional[Started] = None
 
 
-class RoutedExperts(MoE):
-    """What the backends share: placement in DeepSpeed's expert groups, and the names of the local experts."""
+class RoutedExperts(nn.Module):
+    """A block's experts, of which each rank of an expert group holds a share. A backend says how tokens reach them."""
 
     def __init__(self, tasks: int, channels: int, config: Experts, ep_size: int, block: int, seed: int):
-        nn.Module.__init__(self)  # not MoE's: its one gate over one task's experts is what we replace
+        super().__init__()
         self.tasks, self.channels, self.config, self.block, self.seed = tasks, channels, config, block, seed
         self.kind, self.num_experts, self.ep_size = KINDS[config.kind], config.routed, ep_size
         self.num_local_experts = config.routed // ep_size
-        self.expert_group_name = f"ep_size_{ep_size}"
-        self.enable_expert_tensor_parallelism = False
-        self.use_residual = False
-        # Whole copies get theirs from the engine: building a model that only predicts is no collective.
+        # Whole copies need none until they train: building a model that only predicts is no collective.
         if ep_size > 1 and dist.is_initialized():
-            self._create_process_groups()
+            groups.find_groups(ep_size)
 
-    def _create_process_groups(self, use_data_before_expert_parallel_: bool = False) -> None:
-        if self.expert_group_name not in groups._get_expert_parallel_group_dict():
-            groups._create_expert_and_data_parallel(
-                self.ep_size, use_data_before_expert_parallel_=use_data_before_expert_parallel_
-            )
+    @classmethod
+    def conflicts(cls, config: Experts, precision: str) -> list[str]:
+        """What of the settings this backend cannot do, one line each; `precision` is fp32 or bf16."""
+        return []
 
     @property
     def group(self) -> dist.ProcessGroup:
-        return groups._get_expert_parallel_group(self.expert_group_name)
-
-    @property
-    def ep_rank(self) -> int:
-        return dist.get_rank(self.group) if self.ep_size > 1 else 0
+        """The ranks that hold one copy of the experts together."""
+        return groups.find_groups(self.ep_size).exchange
 
     def local_experts(self, task: Optional[int]) -> Iterator[tuple[Optional[int], int]]:
         """(task, expert) of the experts of `task` that live here: a contiguous share of every task's.
 
         None stands for all tasks: the experts of a bank that they share.
         """
-        first = self.ep_rank * self.num_local_experts
+        first = groups.ep_rank(self.ep_size) * self.num_local_experts
         return ((task, expert) for expert in range(first, first + self.num_local_experts))
 
     def initial(self, task: Optional[int], expert: int) -> tuple:
@@ -91,12 +86,21 @@ class RoutedExperts(MoE):
         """Every weight of every expert that lives here."""
         raise NotImplementedError
 
-    def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:
+    @staticmethod
+    def read_routers(read: Read, shape_TCE: tuple[int, ...]) -> Tensor:
+        """The routers' `weight_TCE`, from where a checkpoint of this backend keeps them."""
         raise NotImplementedError
 
-    def kernel(self) -> str:
-        """Which kernel computes them and why, for a log; UserError if it cannot here."""
+    def check_kernel(self) -> str:
+        """Which kernel computes the experts and why, as a line for a run's log.
+
+        Raises:
+            UserError: the kernel that the configuration names cannot compute them here.
+        """
         return f"experts.backend {self.config.backend}: its own loop over experts"
+
+    def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:
+        raise NotImplementedError
 
     def compute(self, journey: Journey) -> None:
         pass

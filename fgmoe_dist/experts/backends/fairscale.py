@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgmoe_dist.experts.backends.stock import StockExperts
+from fgmoe_dist.experts.settings import Experts
 
 
 class FairscaleExperts(StockExperts):
@@ -19,26 +20,32 @@ class FairscaleExperts(StockExperts):
     an expert. Outside training the draw is seeded here, so that evaluation repeats.
     """
 
+    gate, experts = "gate.wg", "experts"
+
+    @classmethod
+    def conflicts(cls, config: Experts, precision: str) -> list[str]:
+        found = super().conflicts(config, precision)
+        if config.top_k != 2 or not config.renormalise:
+            found.append(
+                "experts.backend=fairscale has a renormalised top-2 gate only; set experts.top_k=2"
+                " experts.renormalise=true"
+            )
+        if precision != "fp32":
+            found.append("experts.backend=fairscale computes in fp32 only; set train.precision=fp32")
+        return found
+
     def _create_layer(self, task: int) -> nn.Module:
         from fairscale.nn.moe import MOELayer, Top2Gate
 
-        self._create_process_groups()  # it asks for its group at once, whole or not
         experts = nn.ModuleList(self._fine_expert(*place) for place in self.local_experts(task))
         gate = Top2Gate(self.channels, self.num_experts)
         gate.register_forward_hook(_note_kept)
-        return MOELayer(gate, experts, group=self.group)
+        return MOELayer(gate, experts, group=self.group)  # it takes a group even for whole copies
 
     def _dropped(self, tokens: int) -> Tensor:
         return torch.stack([2 * tokens - layer.gate.kept_N[:tokens].sum() for layer in self.layers])
 
-    @staticmethod
-    def _experts(layer: nn.Module) -> nn.ModuleList:
-        return layer.experts
-
-    def _gates(self) -> list[nn.Linear]:
-        return [layer.gate.wg for layer in self.layers]
-
-    def _run_layer(self, layer: nn.Module, x_NC: Tensor) -> Tensor:
+    def run_layer(self, layer: nn.Module, x_NC: Tensor) -> Tensor:
         tokens = len(x_NC)
         x_NC = F.pad(x_NC, (0, 0, 0, -tokens % self.num_experts))  # it takes multiples of E only,
         x_SNC = x_NC.unflatten(0, (self.num_local_experts, -1))  # and as many sequences S as it has experts

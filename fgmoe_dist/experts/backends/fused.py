@@ -1,6 +1,6 @@
 """Our own backend: one dispatch for the tokens of all tasks.
 
-Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selected, M rows on this rank.
+Legend: T tasks, N tokens of a task, C channels, K selected experts, M rows on this rank.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from fgmoe_dist.experts.backends.base import Journey, LogicalExpert, RoutedExperts
+from fgmoe_dist.experts.backends.base import Journey, LogicalExpert, Read, RoutedExperts
 from fgmoe_dist.experts.bank import ExpertBank
 from fgmoe_dist.experts.dispatch import combine, plan_route, start_exchange, wait_exchange
 from fgmoe_dist.experts.kernels import choose_kernel, explain_kernel, find_kernel
 from fgmoe_dist.experts.routers import ROUTERS
+
+ROUTER_WEIGHTS = "routers.weight_TCE"  # where this backend keeps its routers; it is what others' checkpoints convert to
 
 
 class FusedExperts(RoutedExperts):
@@ -27,14 +29,18 @@ class FusedExperts(RoutedExperts):
         owners = [None] if self._shared else range(self.tasks)
         self._here = [place for owner in owners for place in self.local_experts(owner)]
         identities = [self.initial(*place) for place in self._here]
-        self.bank = ExpertBank(self.kind, self.channels, self.config.fine_hidden, identities, self.expert_group_name)
+        self.bank = ExpertBank(self.kind, self.channels, self.config.fine_hidden, identities, self.ep_size)
 
     def logical_experts(self) -> Iterator[LogicalExpert]:
         for weight in self.kind.weights:
             for index, (task, expert) in enumerate(self._here):
                 yield LogicalExpert(task, expert, weight, getattr(self.bank, weight), index)
 
-    def kernel(self) -> str:
+    @staticmethod
+    def read_routers(read: Read, shape_TCE: tuple[int, ...]) -> Tensor:
+        return read(ROUTER_WEIGHTS, shape_TCE)
+
+    def check_kernel(self) -> str:
         return explain_kernel(self.config.kind, self.config.kernel, self.bank.weights)
 
     def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:

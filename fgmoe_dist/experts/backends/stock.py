@@ -1,6 +1,7 @@
 """What the backends share that hold another library's layers, one for each task.
 
-Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selected, H hidden size of a fine expert.
+Legend: T tasks, N tokens of a task, C channels, E routed experts of a task, K selected, H hidden size of a fine
+expert.
 """
 
 from __future__ import annotations
@@ -10,13 +11,19 @@ from typing import Iterator, Optional
 import torch
 from torch import Tensor, nn
 
-from fgmoe_dist.experts.backends.base import Journey, LogicalExpert, RoutedExperts
+from fgmoe_dist.experts.backends.base import Journey, LogicalExpert, Read, RoutedExperts
 from fgmoe_dist.experts.balance import BalanceTerms
-from fgmoe_dist.experts.bank import mark_expert_parameter
+from fgmoe_dist.experts.groups import mark_expert_parameter
 from fgmoe_dist.experts.kinds import Kind
 from fgmoe_dist.experts.routers import Routing
 from fgmoe_dist.experts.routers.token import TokenRouter
 from fgmoe_dist.experts.settings import Experts
+
+# What DeepSpeed's and fairscale's layers can do of `Experts`; how they drop tokens is their own affair.
+STOCK_ROUTING = {
+    "bank": "task", "router": "token", "score": "softmax", "shared_gate": "none", "noise": 0.0, "kernel": "auto",
+    "bias_update_rate": 0.0, "max_ranks_per_token": 0, "capacity_factor": 0.0,
+}  # fmt: skip
 
 
 class FineExpert(nn.Module):
@@ -33,7 +40,13 @@ class FineExpert(nn.Module):
 
 
 class StockExperts(RoutedExperts):
-    """A library's own layer for each task, each with its own gate, dispatch and two all-to-alls."""
+    """A library's own layer for each task, each with its own gate, dispatch and two all-to-alls.
+
+    A backend says where a layer keeps its gate, a linear map, and its experts; how to create one; and how to run it.
+    """
+
+    gate: str
+    experts: str
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -44,19 +57,44 @@ class StockExperts(RoutedExperts):
             for gate, weight_CE in zip(self._gates(), routers.weight_TCE):
                 gate.weight.copy_(weight_CE.T)
         for logical in self.logical_experts():
-            mark_expert_parameter(logical.parameter, self.expert_group_name)
+            mark_expert_parameter(logical.parameter, self.ep_size)
+
+    @classmethod
+    def conflicts(cls, config: Experts, precision: str) -> list[str]:
+        return [
+            f"experts.{key}={value} needs experts.backend=fused; the stock layers have only {wanted}"
+            for key, wanted in STOCK_ROUTING.items()
+            if (value := getattr(config, key)) != wanted
+        ]
+
+    def _create_layer(self, task: int) -> nn.Module:
+        """The library's layer over the experts of `task` that live here."""
+        raise NotImplementedError
+
+    def run_layer(self, layer: nn.Module, x_NC: Tensor) -> Tensor:
+        """`y_NC`, the gated sums of the tokens of one task."""
+        raise NotImplementedError
+
+    def _gates(self) -> list[nn.Linear]:
+        return [layer.get_submodule(self.gate) for layer in self.layers]
+
+    @classmethod
+    def read_routers(cls, read: Read, shape_TCE: tuple[int, ...]) -> Tensor:
+        tasks, channels, experts = shape_TCE
+        gates = [read(f"layers.{task}.{cls.gate}.weight", (experts, channels)) for task in range(tasks)]
+        return torch.stack([gate_EC.T for gate_EC in gates])
 
     def _fine_expert(self, task: int, expert: int) -> FineExpert:
         return FineExpert(self.kind, self.channels, self.config.fine_hidden, *self.initial(task, expert))
 
     def logical_experts(self) -> Iterator[LogicalExpert]:
         for task, layer in enumerate(self.layers):
-            for (_, expert), module in zip(self.local_experts(task), self._experts(layer)):
+            for (_, expert), module in zip(self.local_experts(task), layer.get_submodule(self.experts)):
                 for weight in self.kind.weights:
                     yield LogicalExpert(task, expert, weight, getattr(module, weight), None)
 
     def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:
-        y_TNC = torch.stack([self._run_layer(layer, x_NC) for layer, x_NC in zip(self.layers, x_TNC)])
+        y_TNC = torch.stack([self.run_layer(layer, x_NC) for layer, x_NC in zip(self.layers, x_TNC)])
         weight_TCE = torch.stack([gate.weight.T for gate in self._gates()])
         routing = route_as_stock(x_TNC, weight_TCE, self.config, self._dropped(x_TNC.shape[1]))
         # Stock gates divide by the sum of the kept scores where k > 1, and never where k = 1.

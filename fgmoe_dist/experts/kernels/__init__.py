@@ -7,40 +7,49 @@ Every parameter of the bank gets a gradient, zero where no row came, because a c
 ranks. With no rows at all the graph is the same, because ZeRO 2 sums gradients in the order in which backward brings
 them, which must be that of the other ranks.
 
-`reference` computes every kind of expert; a fast kernel is a file here and a line in `KERNELS` for each kind it
-computes. Torch is imported with the kernel that is used, not with this module: configurations and plans ask it too.
+`reference` computes every kind of expert; a fast kernel is a file here and a line in `KERNELS` for each kind that it
+computes.
 
 Legend: M rows on this rank, C channels, K slots a row, E experts on this rank, H hidden size of one.
 """
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Optional, Union
+from typing import Callable, Mapping, NamedTuple, Optional
+
+import torch
+from torch import Tensor
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.kernels.cpu import cpu
 from fgmoe_dist.experts.kernels.fitness import Place, Unfit, needs_a_cpu, needs_cuda, needs_whole_16_bytes
+from fgmoe_dist.experts.kernels.grouped import grouped
+from fgmoe_dist.experts.kernels.reference import reference
 from fgmoe_dist.experts.kinds import KINDS
+from fgmoe_dist.experts.kinds.ffn import FFNWeights
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Function = Callable[["Tensor", "Tensor", "Tensor", NamedTuple], "Tensor"]
+Function = Callable[[Tensor, Tensor, Tensor, NamedTuple], Tensor]
 
 
 class Kernel(NamedTuple):
     """A fast kernel of one kind of expert."""
 
-    function: Union[str, Function]  # or where it is, as module:name
+    compute: Function
     unfit: Unfit
 
 
-_HERE = __name__
+def _triton(x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, bank: FFNWeights) -> Tensor:
+    from fgmoe_dist.experts.kernels.triton import fused  # wants a package that not everyone has
+
+    return fused(x_MC, weight_MK, expert_MK, bank)
+
+
+# By kind of expert and name.
 KERNELS: dict[tuple[str, str], Kernel] = {
-    ("ffn", "cpu"): Kernel(f"{_HERE}.cpu:cpu", needs_a_cpu),
-    ("ffn", "grouped"): Kernel(f"{_HERE}.grouped:grouped", needs_whole_16_bytes),
-    ("ffn", "triton"): Kernel(f"{_HERE}.triton:fused", needs_cuda),
+    ("ffn", "cpu"): Kernel(cpu, needs_a_cpu),
+    ("ffn", "grouped"): Kernel(grouped, needs_whole_16_bytes),
+    ("ffn", "triton"): Kernel(_triton, needs_cuda),
 }
 REFERENCE, AUTO = "reference", "auto"
 
@@ -52,16 +61,8 @@ def kernel_names(kind: Optional[str] = None) -> list[str]:
 
 
 def find_kernel(kind: str, name: str) -> Function:
-    """The kernel itself. UserError if it needs a package that is not there."""
-    if name == REFERENCE:
-        from fgmoe_dist.experts.kernels.reference import reference
-
-        return partial(reference, KINDS[kind].forward)
-    function = KERNELS[kind, name].function
-    if isinstance(function, str):
-        module, _, function = function.partition(":")
-        return getattr(importlib.import_module(module), function)
-    return function
+    """The kernel itself."""
+    return partial(reference, KINDS[kind].forward) if name == REFERENCE else KERNELS[kind, name].compute
 
 
 def unfit(kind: str, name: str, place: Place) -> Optional[str]:
@@ -93,7 +94,6 @@ def choose_kernel(kind: str, name: str, x_MC: Tensor, bank: NamedTuple) -> str:
         return automatic(kind, place)
     if reason := unfit(kind, name, place):
         raise UserError(f"experts.kernel={name} {reason}, or set experts.kernel=auto")
-    find_kernel(kind, name)  # a package that is missing is told now
     return name
 
 
@@ -110,8 +110,8 @@ def widths_of(channels: int, hidden: int) -> Mapping[str, int]:
     return {"decoder.channels": channels, "experts.hidden": hidden}
 
 
-_SHORT = {"torch.float64": "fp64", "torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+_SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def _place(x_MC: Tensor, bank: NamedTuple) -> Place:
-    return Place(x_MC.device.type, _SHORT[str(x_MC.dtype)], widths_of(*bank[0].shape[1:]))
+    return Place(x_MC.device.type, _SHORT[x_MC.dtype], widths_of(*bank[0].shape[1:]))

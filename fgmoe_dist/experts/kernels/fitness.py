@@ -1,11 +1,10 @@
 """Why a kernel cannot compute some experts, each said once; a run, a configuration, a plan and a benchmark ask here.
 
-No torch is imported. A reason goes on after the kernel's name and ends in what else to change.
+A reason goes on after the kernel's name and ends in what else to change.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Callable, Mapping, Optional
 
@@ -44,7 +43,11 @@ def needs_whole_16_bytes(place: Place) -> Optional[str]:
 
 
 def needs_cuda(place: Place) -> Optional[str]:
-    """The kernel `triton`, but for the interpreter that its tests run it in."""
-    if place.device in ("", "cuda") or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+    """The kernel `triton`, but for the interpreter that its tests run it in. UserError without the package triton."""
+    if not place.device:
+        return None
+    from fgmoe_dist.experts.kernels import triton
+
+    if place.device == "cuda" or triton.INTERPRETED:
         return None
     return f"needs a CUDA device, and the experts are on {place.device}; start it where there is one"

@@ -3,8 +3,6 @@
 A fine expert is a map into hidden units and a linear map out of these, `E(x) = hidden(x) w_out + b_out`. So experts
 side by side are one wide expert, and a gate scales its expert's share of the hidden units.
 
-No torch is imported here, nor at the head of a kind's file: configurations and plans ask a kind what it needs.
-
 Legend, also of the weights' names: E experts, C channels, and one letter for the hidden units (`Kind.unit`).
 """
 
@@ -12,11 +10,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 
 class Kind:
@@ -42,8 +39,6 @@ class Kind:
 
     def initial(self, channels: int, hidden: int, *identity: object) -> dict[str, Tensor]:
         """What `draw` gives from a seed that `identity` alone decides."""
-        import torch
-
         return self.draw(channels, hidden, torch.Generator().manual_seed(zlib.crc32(repr(identity).encode())))
 
     def forward(self, x: Tensor, *weights: Tensor) -> Tensor:
@@ -65,11 +60,11 @@ def axes_of(weight: str) -> str:
     return weight.rpartition("_")[2].removeprefix("E")
 
 
-def affine(x: Any, weight: Tensor, bias: Optional[Tensor] = None) -> Any:
+def affine(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """`x weight + bias`, of one expert or, where `weight` has three axes, of several side by side."""
     if weight.dim() == 3:
-        return x.bmm(weight) if bias is None else bias[:, None].baddbmm(x, weight)
+        return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias[:, None], x, weight)
     if bias is None:
         return x @ weight
     # Not the same in the last bits: rows in a matrix take one operation, those that stock layers pass take two.
-    return bias.addmm(x, weight) if x.dim() == 2 else x @ weight + bias
+    return torch.addmm(bias, x, weight) if x.dim() == 2 else x @ weight + bias

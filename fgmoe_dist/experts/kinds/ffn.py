@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from fgmoe_dist.experts.kinds.base import Kind, affine
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 class FFNWeights(NamedTuple):
@@ -26,8 +26,6 @@ class FFN(Kind):
     kept_units = 2  # before the GELU and after it
 
     def draw(self, channels: int, hidden: int, generator: torch.Generator) -> dict[str, Tensor]:
-        import torch
-
         return {
             "w_in_ECH": torch.empty(channels, hidden).normal_(std=(1 / channels) ** 0.5, generator=generator),
             "b_in_EH": torch.zeros(hidden),
@@ -37,6 +35,4 @@ class FFN(Kind):
         }
 
     def hidden(self, x: Tensor, w_in: Tensor, b_in: Tensor) -> Tensor:
-        from torch.nn.functional import gelu
-
-        return gelu(affine(x, w_in, b_in))
+        return F.gelu(affine(x, w_in, b_in))

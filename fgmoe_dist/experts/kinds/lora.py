@@ -6,13 +6,12 @@ first an expert adds nothing, and only B has a gradient.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from fgmoe_dist.experts.kinds.base import Kind, affine
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 class LoRAWeights(NamedTuple):
@@ -28,8 +27,6 @@ class LoRA(Kind):
     kept_units = 1
 
     def draw(self, channels: int, hidden: int, generator: torch.Generator) -> dict[str, Tensor]:
-        import torch
-
         return {
             "a_ECR": torch.empty(channels, hidden).normal_(std=(1 / channels) ** 0.5, generator=generator),
             "b_ERC": torch.zeros(hidden, channels),
