@@ -1,4 +1,4 @@
-"""`fgmoe`: one verb a command. Each verb lives in `fgmoe_dist/verbs/<verb>.py`."""
+"""`fgmoe`: one verb per command. Each verb lives in `fgmoe_dist/verbs/<verb>.py`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ VERBS = {
     "score": "score saved predictions, anyone's",
     "predict": "predict on images, with a picture panel each",
     "export": "write a trained model as one file that runs without DeepSpeed",
+    "sync": "bring MLflow up to date with runs that were killed or offline",
     "compare": "compare runs side by side",
     "plan": "memory, traffic, seconds and the best ep_size on so many GPUs",
     "bench": "time a part beside the usual way to compute it",

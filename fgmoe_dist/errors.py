@@ -1,4 +1,6 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and how another's message fits into its one line."""
+
+from __future__ import annotations
 
 
 class UserError(ValueError):
@@ -7,3 +9,8 @@ class UserError(ValueError):
     The message names the thing, the value and the cure in one line. Entry points print it without
     a traceback and exit with code 2; any other exception is a bug and keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of `error`'s message, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
+
+from fgmoe_dist.errors import UserError
+
+PARTIAL = ".part"  # how the name of a file ends that is still being written
 
 
-def write_atomically(path: Path, data: str | bytes) -> Path:
-    """Writes beside `path`, flushes to disk, renames. Makes the parent folder.
+def check_writable(path: Path, option: str) -> None:
+    """Raise `UserError` if `path` cannot become a file; before the work rather than after it."""
+    if path.is_dir() or not path.parent.is_dir():
+        fault = "is a folder" if path.is_dir() else f"lies in no folder: make {path.parent}, or"
+        raise UserError(f"{option} {path} {fault}{';' if path.is_dir() else ''} name another file")
 
-    The process id keeps two writers in one folder apart.
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to: on the way out that file is flushed to disk and takes `path`'s place.
+
+    After an error nothing has changed. Makes the parent folder. The process id in the name keeps two writers in one
+    folder apart; a process that is killed leaves a hidden `.part` file, which nobody takes for the real one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with open(beside, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
+        yield beside
+        with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: str | bytes) -> Path:
+    """Writes `data` as the whole of `path`, or leaves `path` as it was."""
+    with whole_file(path) as beside:
+        beside.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
 
 

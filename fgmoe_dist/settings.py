@@ -1,11 +1,108 @@
-"""What every section of a configuration is: strict, frozen, each field with its meaning."""
+"""What every section of a settings file is: strict, frozen, each field with its meaning; and what is wrong in one."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import difflib
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Mapping, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Section(BaseModel):
     """Refuses unknown keys, NaN and infinity. Each field's `description` is its comment in the written YAML."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def explain_validation(error: ValidationError, model: type[BaseModel], all_keys: str) -> list[str]:
+    """A line for each mistake that `model` found in some values: the key, the value, what is wrong with it.
+
+    Args:
+        all_keys: ends the line of a key that is like no key there is: where all are to be seen.
+    """
+    return [_explain(entry, model, all_keys) for entry in error.errors()]
+
+
+def location(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The keys that lead to a mistake, outermost first: pydantic's `loc` without what it says of unions.
+
+    Between a key whose value may be of several kinds and the keys inside that value, pydantic names the kind.
+    """
+    kinds, keys = [model], []
+    for part in loc:
+        if len(kinds) > 1:
+            kinds = [kind for kind in kinds if _is_named(kind, part)][:1]
+            continue
+        keys.append(part)
+        kind = kinds[0] if kinds else None
+        if _is_model(kind):
+            kinds = _kinds(kind.model_fields[part].annotation) if part in kind.model_fields else []
+        else:
+            kinds = _kinds(get_args(kind)[-1]) if get_origin(kind) in (dict, list) else []
+    return tuple(keys)
+
+
+def known_keys(model: type[BaseModel]) -> list[str]:
+    """`["run", "run.name", ...]`, those of every kind that a key may hold."""
+    keys: dict[str, None] = {}
+    for name, field in model.model_fields.items():
+        keys[name] = None
+        for kind in _kinds(field.annotation):
+            if _is_model(kind):
+                keys.update({f"{name}.{inner}": None for inner in known_keys(kind)})
+    return list(keys)
+
+
+def _explain(entry: dict[str, Any], model: type[BaseModel], all_keys: str) -> str:
+    key, kind = ".".join(map(str, location(model, entry["loc"]))), entry["type"]
+    if kind == "extra_forbidden":
+        near = _nearest_key(key, model)
+        return f"{key}: no such key" + (f"; did you mean {near}?" if near else f"; {all_keys}")
+    if kind == "union_tag_invalid":
+        tag, given = entry["ctx"]["discriminator"].strip("'"), entry["ctx"]
+        return f"{key}.{tag}={given['tag']!r}: there are {given['expected_tags']}"
+    told = entry["msg"].removeprefix("Value error, ")
+    # What a section lacks, or a rule for all of it, is not told by printing the section.
+    shown = kind != "missing" and not (kind == "value_error" and isinstance(entry["input"], dict))
+    return key + (f"={entry['input']!r}" if shown else "") + f": {told[0].lower()}{told[1:]}"
+
+
+def _nearest_key(key: str, model: type[BaseModel]) -> str | None:
+    """A name like it in the same section, else one very like it anywhere; sections in common say nothing."""
+    section, _, leaf = key.rpartition(".")
+    known = [name.rpartition(".") for name in known_keys(model)]
+    for beside, cutoff in (({name: above for above, _, name in known if above == section}, 0.6),
+                           ({name: above for above, _, name in known}, 0.8)):  # fmt: skip
+        for name in difflib.get_close_matches(leaf, beside, n=1, cutoff=cutoff):
+            return f"{beside[name]}.{name}".lstrip(".")
+    return None
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """What a field may hold besides None."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) if part is not NoneType for kind in _kinds(part)]
+    return [annotation]
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _is_named(kind: Any, name: int | str) -> bool:
+    """Whether pydantic means `kind` by `name`: a model by its class, or by the value of the field that tells it."""
+    if not _is_model(kind):
+        return False
+    fields = (field.annotation for field in kind.model_fields.values())
+    return kind.__name__ == name or any(get_origin(a) is Literal and name in get_args(a) for a in fields)
+
+
+def flatten(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`, keys as `--set` takes and MLflow records them. Empty mappings vanish."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat.update(flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value})
+    return flat

@@ -1,4 +1,4 @@
-"""Trains FGMoE. Every launcher starts this file once a process:
+"""Trains FGMoE. Every launcher starts this file once per process:
 
 torchrun --nproc-per-node 2 fgmoe_dist/train.py --config configs/demo.yaml
 deepspeed --num_gpus 2 fgmoe_dist/train.py --config configs/pascal_vitb.yaml
@@ -10,19 +10,13 @@ from __future__ import annotations
 
 import argparse
 
+from fgmoe_dist.arguments import add_config
 from fgmoe_dist.config import check_world, load_config, to_yaml
 from fgmoe_dist.ranks import exit_with_error, process_group
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, see configs/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one setting, e.g. train.steps=100; repeatable",
-    )
+    add_config(parser)
     parser.add_argument(
         "--resume", default="auto", metavar="auto|never|PATH",
         help="auto: go on from the run folder's latest checkpoint if there is one; never: start anew; or a checkpoint",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train under DeepSpeed's launcher:  [NPROC=2] launchers/deepspeed.sh --config configs/demo.yaml [key=value ...]
 #
-# NPROC           processes on this machine (default: one a GPU, else one)
+# NPROC           processes on this machine (default: one per GPU, else one)
 # MASTER_PORT     where the ranks meet (default: a free port; DeepSpeed's own is the same for every run of a machine)
 # DEEPSPEED_ARGS  more of the launcher's own options, e.g. "--hostfile hosts" for several machines over ssh
 set -euo pipefail

@@ -9,7 +9,7 @@ RUN=runs/demo
 for setting in "$@"; do [[ $setting != run.dir=* ]] || RUN=${setting#run.dir=}; done
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 
-# Expert parallelism wants a GPU a rank; with fewer the ranks are processes on CPUs.
+# Expert parallelism wants a GPU for each rank; with fewer, the ranks are processes on CPUs.
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 ((gpus >= RANKS)) || export CUDA_VISIBLE_DEVICES=
 

@@ -21,6 +21,6 @@ LOCAL_WORLD_SIZE=$(tasks_on "$SLURM_NODEID" "$SLURM_STEP_TASKS_PER_NODE")
 read -r first_node < <(scontrol show hostnames "$SLURM_STEP_NODELIST")
 export LOCAL_WORLD_SIZE MASTER_ADDR=${MASTER_ADDR:-$first_node}
 export MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
-# Else torch would start a thread a core in each of a node's ranks.
+# Else torch would start a thread per core in each of a node's ranks.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 exec "$@"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Train as one SLURM job step, a rank a task:  launchers/srun.sh --config configs/nyud_vitb.yaml [key=value ...]
+# Train as one SLURM job step, a rank per task:  launchers/srun.sh --config configs/nyud_vitb.yaml [key=value ...]
 #
 # Inside an allocation (sbatch, salloc) the tasks are the --ntasks-per-node or --ntasks that it was asked for with, else
-# one a GPU, else one a node; they share the node's CPUs evenly. Outside of one, srun makes its own allocation.
+# one per GPU, else one per node; they share the node's CPUs evenly. Outside of one, srun makes its own allocation.
 # SRUN_ARGS                 more of srun's options, e.g. "--nodes=2 --ntasks-per-node=4 --gpus-per-node=4"
 # MASTER_ADDR, MASTER_PORT  default: the step's first node; a port below the ephemeral ones, from the job's id
 set -euo pipefail
@@ -25,7 +25,7 @@ shape_step() {
     STEP+=(--nodes="$SLURM_NNODES" --ntasks="${SLURM_NTASKS:-$((a_node * SLURM_NNODES))}" --ntasks-per-node="$a_node")
     if [[ -z $cpus ]]; then
         cpus=$(($(fewest_cpus) / a_node))
-        # An allocation asked for by GPUs alone may have one CPU a node, whatever the number of GPUs.
+        # An allocation asked for by GPUs alone may have one CPU per node, whatever the number of GPUs.
         if ((cpus == 0)) && [[ -z ${SLURM_NTASKS:-} ]]; then
             STEP+=(--overcommit)
             echo "srun.sh: $a_node ranks share fewer CPUs of a node: ask for --cpus-per-gpu" >&2

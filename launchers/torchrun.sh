@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train under torchrun:  [NPROC=2] launchers/torchrun.sh --config configs/demo.yaml [key=value ...]
 #
-# NPROC     processes on this machine (default: one a GPU, else one)
+# NPROC     processes on this machine (default: one per GPU, else one)
 # Several machines: run it on each with NNODES, NODE_RANK (0 on the first), MASTER_ADDR (the first) and MASTER_PORT set.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -6,7 +6,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 #
-# Train on NYUD-v2, a process a GPU; without GPUs say --ntasks-per-node and --cpus-per-task. Settings: docs/slurm.md
+# Train on NYUD-v2, a process per GPU; without GPUs say --ntasks-per-node and --cpus-per-task.
+# Settings: docs/slurm.md
 #   sbatch --gpus-per-node=2 --cpus-per-gpu=8 slurm/train_nyud.sh [key=value ...] [--config FILE]
 #   sbatch --nodes=4 --gpus-per-node=8 --cpus-per-gpu=8 slurm/train_nyud.sh train.batch_size=64 parallel.ep_size=8
 set -euo pipefail

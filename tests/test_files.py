@@ -8,7 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from fgmoe_dist.files import write_atomically, write_json
+from fgmoe_dist.errors import UserError, first_line
+from fgmoe_dist.files import PARTIAL, check_writable, whole_file, write_atomically, write_json
 
 
 def test_a_file_is_there_whole_with_its_folder(tmp_path):
@@ -30,3 +31,29 @@ def test_json_has_null_for_what_is_no_number(tmp_path):
     assert json.loads(write_json(tmp_path / "x.json", value).read_text()) == {
         "a": None, "b": [1.5, None], "c": [0.5, True, 3, None, "x"],
     }  # fmt: skip
+
+
+def test_where_a_file_can_be_written(tmp_path):
+    check_writable(tmp_path / "new.json", "--json")
+    with pytest.raises(UserError, match="--json .* is a folder; name another file"):
+        check_writable(tmp_path, "--json")
+    with pytest.raises(UserError, match="--details .* lies in no folder: make .*none"):
+        check_writable(tmp_path / "none" / "new.json", "--details")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_fails_its_check_does_not_take_the_name(tmp_path):
+    path = write_atomically(tmp_path / "a.bin", "old")
+    with pytest.raises(KeyError), whole_file(path) as beside:
+        beside.write_text("new")
+        raise KeyError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.bin"]
+    with whole_file(path) as beside:
+        beside.write_text("new")
+        assert path.read_text() == "old" and beside.parent == tmp_path and beside.suffix == PARTIAL
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_an_error_is_told_in_a_line():
+    assert first_line(OSError("\nno room\nmore")) == "no room"
+    assert first_line(KeyError()) == "KeyError"

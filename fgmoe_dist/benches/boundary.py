@@ -7,11 +7,9 @@ itself, by the public compiled port of it, which is not quite exact. All run in 
 from __future__ import annotations
 
 import argparse
-import platform
 import re
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,14 @@ from skimage.morphology import thin as skimage_thin
 from fgmoe_dist.benches.port import PortRace
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.score import read_prediction, shard_parts
-from fgmoe_dist.machine import processor
+from fgmoe_dist.evaluation.predictions import read_prediction
+from fgmoe_dist.evaluation.score_files import shard_parts
+from fgmoe_dist.machine import processor, versions
 from fgmoe_dist.metrics.boundary.counts import THRESHOLDS_T, boundary_counts
 from fgmoe_dist.metrics.boundary.nms import suppress_non_maxima
 from fgmoe_dist.metrics.meter import check_prediction
 from fgmoe_dist.progress import track
+from fgmoe_dist.tasks.edge import Edge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,17 +86,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "straightforward_thresholds_timed": len(some_T),
         "ratio": mean_slow / mean_fast,
         "largest_difference_in_matched_pixels": worst,
-        "machine": machine(),
+        "machine": {"processor": processor(), **versions("numpy", "scipy", "scikit-image")},
     }
     print(
-        f"boundary, {len(fast)} images, 101 thresholds: {mean_fast:.2f} s an image; assignment by least cost "
+        f"boundary, {len(fast)} images, 101 thresholds: {mean_fast:.2f} s per image; assignment by least cost "
         f"{mean_slow:.1f} s, {mean_slow / mean_fast:.0f} times slower; matched pixels differ by {worst} at most"
     )
     if race:
         figures["port"] = port = race.figures(mean_fast)
         print(
             f"pyEdgeEval {port['versions']['pyEdgeEval']}: its matching alone {port['matching_seconds_per_image']:.1f} "
-            f"s an image, {port['ratio']:.0f} times slower; odsF {port['odsF']:.3f} here, "
+            f"s per image, {port['ratio']:.0f} times slower; odsF {port['odsF']:.3f} here, "
             f"{' and '.join(f'{value:.3f}' for value in port['odsF_of_the_port'])} in two runs of the port"
         )
     return figures
@@ -107,10 +107,11 @@ def _maps(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if bool(args.predictions) != bool(args.shards):
         raise UserError("--predictions and --shards go together: maps to score, and the labels of the same images")
     if args.predictions:
+        edge = Edge("edge", args.max_dist)
         for part in shard_parts(ShardSet.open(args.shards)):
             for sample in part.samples(["edge"]):
-                if (truth_HW := sample.get("boundary")) is not None:
-                    map_HW = read_prediction(args.predictions, "edge", sample["id"])
+                if (truth_HW := sample.get(edge.truth_key)) is not None:
+                    map_HW = read_prediction(args.predictions, edge, sample["id"])
                     check_prediction(map_HW, "edge", sample["id"], truth_HW.shape, np.uint8, "uint8(255 * probability)")
                     yield map_HW, truth_HW
         return
@@ -119,15 +120,6 @@ def _maps(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         raise UserError(f"--size is {args.size!r}; give height x width in pixels, as in 425x560")
     for seed in count():
         yield scene(*map(int, match.groups()), seed)
-
-
-def machine() -> dict[str, str]:
-    """What the figures were taken on."""
-    return {
-        "processor": processor(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("numpy", "scipy", "scikit-image")},
-    }
 
 
 def straightforward_counts(probability_HW, truth_HW, max_dist: float, thresholds) -> np.ndarray:

@@ -1,24 +1,24 @@
 """What `fgmoe bench moe` races on one rank: our layer, its kernel alone, stock layers and a dense bound, in turn.
 
 All get the same tokens, and every mixture the same routers and experts. A stock layer is called as its library offers
-it, one a task, without what our backends add to it.
+it, one per task, without what our backends add to it.
 
-Legend: T tasks, N tokens a task on this rank, C channels, K selected, H hidden size of a fine expert, M = T * N.
+Legend: T tasks, N tokens per task on this rank, C channels, K selected, H hidden size of a fine expert, M = T * N.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Optional
+from typing import Any, Callable, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgmoe_dist.benches.timing import clock, in_turn, medians
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.backends import create_routed_experts
 from fgmoe_dist.experts.backends.base import RoutedExperts
@@ -33,12 +33,13 @@ from fgmoe_dist.ranks import Ranks
 # How far two layers' outputs and gradients may be apart, relative to their norm.
 AGREEMENT = {"fp32": 1e-4, "bf16": 3e-2}
 WARM_ROUNDS = 2
+Module = TypeVar("Module", bound=nn.Module)
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Point:
-    """One place of the grid; tokens are those of a task on a rank."""
+    """One place of the grid; `tokens` are those of one task on one rank."""
 
     dtype: str
     tasks: int
@@ -90,18 +91,14 @@ def measure(point: Point, ranks: Ranks, rounds: int) -> dict[str, Any]:
     x_TNC.requires_grad_()
     contenders, memory = _contenders(point, ranks, x_TNC.detach())
     agreement = _check(point, contenders, x_TNC, dy_TNC)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(WARM_ROUNDS + rounds):
-        for name, contender in contenders.items():
-            taken = _time(contender, x_TNC, dy_TNC)
-            if turn >= WARM_ROUNDS:
-                seconds[name].append(taken)
+    turns = {name: partial(_time, contender, x_TNC, dy_TNC) for name, contender in contenders.items()}
+    seconds = in_turn(turns, rounds, WARM_ROUNDS)
     slowest = torch.tensor(list(seconds.values()), dtype=torch.float64, device=ranks.device)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
     seconds = dict(zip(seconds, slowest.tolist()))
     return {
         "threads": torch.get_num_threads(),
-        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "seconds": medians(seconds),
         "rounds_seconds": seconds,
         "largest_relative_difference": agreement,
         "memory": memory,
@@ -110,18 +107,12 @@ def measure(point: Point, ranks: Ranks, rounds: int) -> dict[str, Any]:
 
 def _time(contender: Contender, x_TNC: Tensor, dy_TNC: Tensor) -> float:
     _clear(contender, x_TNC)
-    _wait(x_TNC)
+    clock(x_TNC.device)
     dist.barrier()
     start = time.perf_counter()
     contender.forward(x_TNC).backward(dy_TNC)
     contender.after()
-    _wait(x_TNC)
-    return time.perf_counter() - start
-
-
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize()
+    return clock(x_TNC.device) - start
 
 
 def _clear(contender: Contender, x_TNC: Tensor) -> None:
@@ -162,7 +153,7 @@ def _layer(point: Point, ranks: Ranks, ep_size: int, backend: str, kernel: str) 
     return _placed(layer, point, ranks)
 
 
-def _placed(module: nn.Module, point: Point, ranks: Ranks) -> Any:
+def _placed(module: Module, point: Point, ranks: Ranks) -> Module:
     return module.to(ranks.device, PRECISIONS[point.dtype]).train()
 
 
@@ -211,7 +202,7 @@ def _memory(layer: FusedExperts, point: Point) -> dict[str, int]:
     }
 
 
-def _check(point: Point, contenders: dict[str, Contender], x_TNC: Tensor, dy_TNC: Tensor) -> Optional[float]:
+def _check(point: Point, contenders: dict[str, Contender], x_TNC: Tensor, dy_TNC: Tensor) -> float | None:
     """The largest relative difference from DeepSpeed's layer, of outputs and of gradients of x; all routes are one."""
     results = {}
     for name, contender in contenders.items():

@@ -1,17 +1,17 @@
-"""Data loading timed beside the field's file-by-file loader, on full-size rooms in both layouts.
+"""Data loading, timed beside the field's file-by-file loader on full-size rooms in both layouts.
 
-Two figures each: images a second of one core (processor time, warm disk cache), and the share of a step that training
+Two figures each: images per second of one core (processor time, warm disk cache), and the share of a step that training
 waits when an accelerator takes a step of `--step-ms` (a sleep, so that it leaves the core to the loader).
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fgmoe_dist.benches.public_loader import PublicLoader
+from fgmoe_dist.benches.timing import in_turn, medians
 from fgmoe_dist.data.augment import TrainTransform
 from fgmoe_dist.data.layouts import Layout, open_layout
 from fgmoe_dist.data.shards import build_shards
@@ -39,7 +40,7 @@ MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layouts", nargs="+", choices=tuple(SIZES_HW), default=list(SIZES_HW), help="default: both")
     parser.add_argument("--root", type=Path, metavar="DIR", help="keep the rooms there for the next time")
-    parser.add_argument("--images", type=int, default=32, metavar="N", help="rooms rendered a layout (default 32)")
+    parser.add_argument("--images", type=int, default=32, metavar="N", help="rooms rendered per layout (default 32)")
     parser.add_argument("--rounds", type=int, default=7, metavar="R", help="of N images, loaders in turn (default 7)")
     parser.add_argument("--step-ms", type=float, default=80, metavar="MS", help="a step of 4 images (default 80)")
     parser.add_argument("--steps", type=int, default=40, metavar="S", help="steps of the waiting test (default 40)")
@@ -53,7 +54,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     threads = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    figures: dict[str, Any] = {"machine": _machine(), "images": args.images, "rounds": args.rounds}
+    figures: dict[str, Any] = {
+        "machine": f"{processor()}, OpenCV {cv2.__version__}, torch {torch.__version__}",
+        "images": args.images,
+        "rounds": args.rounds,
+    }
     try:
         with ExitStack() as stack:
             root = args.root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -77,15 +82,9 @@ def _bench(layout: Layout, args: argparse.Namespace) -> dict[str, Any]:
     # A shard a lane, so that each is read once an epoch, as it is nearly so in a large set.
     build_shards(layout, "train", shards, samples_per_shard=args.images // BATCH)
     loaders = {"shards": _ours(layout, shards, 0), "files": _public(layout, 0)}
-    seconds: dict[str, list[float]] = {name: [] for name in loaders}
-    for turn in range(args.rounds + 1):
-        for name, batches in loaders.items():
-            start = time.process_time()
-            for _ in islice(batches, args.images // BATCH):
-                pass
-            if turn:  # the first warms caches and imports
-                seconds[name].append((time.process_time() - start) / (args.images // BATCH * BATCH))
-    rates = {name: 1 / statistics.median(times) for name, times in seconds.items()}
+    turns = {name: partial(_seconds_per_image, batches, args.images // BATCH) for name, batches in loaders.items()}
+    seconds = in_turn(turns, args.rounds)
+    rates = {name: 1 / median for name, median in medians(seconds).items()}
     waits = {
         "shards": _wait_share(_ours(layout, shards, args.workers), args),
         "files": _wait_share(_public(layout, args.workers), args),
@@ -93,9 +92,9 @@ def _bench(layout: Layout, args: argparse.Namespace) -> dict[str, Any]:
     native_hw, size_hw = SIZES_HW[layout.dataset]
     print(
         f"{layout.dataset} {native_hw[0]}x{native_hw[1]} -> {size_hw[0]}x{size_hw[1]}, {', '.join(layout.tasks)}:\n"
-        f"  images a second a core  shards {rates['shards']:6.1f}   files {rates['files']:6.1f}   "
+        f"  images per second per core  shards {rates['shards']:6.1f}   files {rates['files']:6.1f}   "
         f"{rates['shards'] / rates['files']:.2f} times\n"
-        f"  share of a step waited  shards {waits['shards']:6.1%}   files {waits['files']:6.1%}   "
+        f"  share of a step waited      shards {waits['shards']:6.1%}   files {waits['files']:6.1%}   "
         f"(loader processes: {args.workers}; steps of {BATCH} images in {args.step_ms:g} ms)"
     )
     return {
@@ -111,6 +110,14 @@ def _bench(layout: Layout, args: argparse.Namespace) -> dict[str, Any]:
         "step_ms": args.step_ms,
         "workers": args.workers,
     }
+
+
+def _seconds_per_image(batches: Iterator[dict], count: int) -> float:
+    """Processor time of one core over the next `count` batches."""
+    start = time.process_time()
+    for _ in islice(batches, count):
+        pass
+    return (time.process_time() - start) / (count * BATCH)
 
 
 def _ours(layout: Layout, shards: Path, workers: int) -> Iterator[dict]:
@@ -142,8 +149,3 @@ def _wait_share(batches: Iterator[dict], args: argparse.Namespace) -> float:
         waited += time.perf_counter() - asked
         time.sleep(args.step_ms / 1000)
     return waited / (time.perf_counter() - start)
-
-
-def _machine() -> str:
-    """What the figures were taken on."""
-    return f"{processor()}, OpenCV {cv2.__version__}, torch {torch.__version__}"

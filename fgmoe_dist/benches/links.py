@@ -1,22 +1,22 @@
-"""Collectives between ranks at several sizes, fitted as a latency a message and a rate of bytes."""
+"""Collectives between ranks at several sizes, fitted as a latency per message and a rate of bytes."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 import torch.distributed as dist
 
-from fgmoe_dist.benches.rates import middle_mean
-from fgmoe_dist.planning.machine import Links, fit_link
+from fgmoe_dist.benches.timing import clock, middle_mean
+from fgmoe_dist.planning.profile import Links, fit_link
 
 SIZES = tuple(4**n * 1024 for n in range(1, 8))  # 4 KiB to 16 MiB
 REPEATS = 7
 
 
-def measure_links(device: torch.device, group: Optional[dist.ProcessGroup] = None, ranks: int = 0) -> Links:
+def measure_links(device: torch.device, group: dist.ProcessGroup | None = None, ranks: int = 0) -> Links:
     """The links of `group` (None: the world), which all of its ranks measure together; `ranks` is its size."""
     ranks = ranks or dist.get_world_size(group)
     exchange, reduce = [], []
@@ -33,7 +33,7 @@ def measure_links(device: torch.device, group: Optional[dist.ProcessGroup] = Non
     return Links(link, fit_link(reduce), _overlap(device, group, ranks))
 
 
-def measure_internode(device: torch.device, local_world: int) -> Optional[Links]:
+def measure_internode(device: torch.device, local_world: int) -> Links | None:
     """Links of ranks with the same place on their nodes, all places at once; None on one node."""
     world = dist.get_world_size()
     if world == local_world:
@@ -42,7 +42,7 @@ def measure_internode(device: torch.device, local_world: int) -> Optional[Links]
     return measure_links(device, groups[dist.get_rank() % local_world], world // local_world)
 
 
-def _overlap(device: torch.device, group: Optional[dist.ProcessGroup], ranks: int) -> float:
+def _overlap(device: torch.device, group: dist.ProcessGroup | None, ranks: int) -> float:
     """The share of an exchange of 4 MiB that goes on while the rank multiplies matrices for as long."""
     sent = torch.zeros((4 << 20) // ranks * ranks, dtype=torch.uint8, device=device)
     received, a = torch.empty_like(sent), torch.randn(256, 256, device=device)
@@ -68,16 +68,14 @@ def _overlap(device: torch.device, group: Optional[dist.ProcessGroup], ranks: in
     return min(1.0, max(0.0, (alone + busy - together) / min(alone, busy)))
 
 
-def _agreed(operation: Callable[[], object], device: torch.device, group: Optional[dist.ProcessGroup]) -> float:
-    """Seconds of a collective: the slowest rank's, since all wait for it."""
+def _agreed(operation: Callable[[], object], device: torch.device, group: dist.ProcessGroup | None) -> float:
+    """Seconds of a collective: those of the slowest rank, since all wait for it."""
     times = []
     for _ in range(REPEATS + 2):
         dist.barrier(group)
         before = time.perf_counter()
         operation()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - before)
+        times.append(clock(device) - before)
     seconds = torch.tensor(middle_mean(times[2:]), dtype=torch.float64, device=device)
     dist.all_reduce(seconds, op=dist.ReduceOp.MAX, group=group)
     return seconds.item()

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-from typing import Any, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.machine import processor
+from fgmoe_dist.machine import processor, versions
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from fgmoe_dist.planning.profile import Machine
+    from fgmoe_dist.ranks import Ranks
 
 BUDGET_S = 0.04  # for each rate and precision
 TASKS = ("semseg", "depth", "normals", "edge")
@@ -32,7 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """The profile as `fgmoe plan --machine` reads it. Under a launcher only rank 0 has it."""
     if min(args.ranks) < 1 or args.milliseconds <= 0:
         raise UserError("--ranks and --milliseconds must be positive")
-    from fgmoe_dist.planning.machine import machine_json
+    from fgmoe_dist.planning.profile import machine_json
     from fgmoe_dist.ranks import process_group
 
     if "RANK" in os.environ:
@@ -49,8 +54,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return machine_json(machine)
 
 
-def profile(worlds: Sequence[int], budget_s: float = BUDGET_S) -> Any:
-    """The `Machine` that this one is, with each of `worlds` ranks at once; printed too."""
+def profile(worlds: Sequence[int], budget_s: float = BUDGET_S) -> Machine:
+    """The profile of this machine with each of `worlds` ranks at once; printed too."""
     from fgmoe_dist.benches.ranks import on_ranks
 
     found = {}
@@ -62,8 +67,8 @@ def profile(worlds: Sequence[int], budget_s: float = BUDGET_S) -> Any:
     return machine
 
 
-def measure(ranks: Any, budget_s: float) -> dict[str, Any]:
-    """What one world found: `Compute`, `Links` or None, and facts of the machine."""
+def measure(ranks: Ranks, budget_s: float) -> dict[str, Any]:
+    """What one world of ranks finds: `Compute`, `Links` or None, and facts of the machine."""
     import psutil
     import torch
 
@@ -91,13 +96,13 @@ def measure(ranks: Any, budget_s: float) -> dict[str, Any]:
     return found
 
 
-def _local_world(ranks: Any) -> int:
+def _local_world(ranks: Ranks) -> int:
     """Ranks of this node; a launcher that does not say has started them all here."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
 
 
-def _local_group(world: int, local_world: int) -> Optional[Any]:
-    """The ranks of this node."""
+def _local_group(world: int, local_world: int) -> ProcessGroup | None:
+    """The group of this node's ranks; None where that is all of them."""
     import torch.distributed as dist
 
     if world == local_world:
@@ -106,11 +111,9 @@ def _local_group(world: int, local_world: int) -> Optional[Any]:
     return nodes[dist.get_rank() // local_world]
 
 
-def assemble(worlds: dict[int, dict[str, Any]]) -> Any:
-    """One `Machine` from what each number of ranks a node found."""
-    import torch
-
-    from fgmoe_dist.planning.machine import Machine
+def assemble(worlds: dict[int, dict[str, Any]]) -> Machine:
+    """One profile from what each number of ranks per node found."""
+    from fgmoe_dist.planning.profile import Machine
 
     first = worlds[min(worlds)]
     internode = first["internode"]
@@ -121,7 +124,7 @@ def assemble(worlds: dict[int, dict[str, Any]]) -> Any:
         memory_bytes=first["memory_bytes"],
         base_bytes=first["base_bytes"],
         pixels_per_s=first["pixels_per_s"],
-        versions={"torch": torch.__version__, "python": platform.python_version()},
+        versions=versions("torch"),
         compute={world: found["compute"] for world, found in worlds.items()},
         links={world: found["links"] for world, found in worlds.items() if found["links"]},
         internode=internode,
@@ -134,7 +137,7 @@ def measure_pixels(budget_s: float) -> float:
     import numpy as np
     import torch
 
-    from fgmoe_dist.benches.rates import seconds_of
+    from fgmoe_dist.benches.timing import seconds_of
     from fgmoe_dist.data import codec
     from fgmoe_dist.data.augment import TrainTransform
 
@@ -157,7 +160,7 @@ def measure_pixels(budget_s: float) -> float:
     return 448 * 576 / seconds_of(read, torch.device("cpu"), 4 * budget_s)
 
 
-def _print(machine: Any) -> None:
+def _print(machine: Machine) -> None:
     print(f"{machine.name}; {machine.device}, {machine.memory_bytes / 2**30:.0f} GiB")
     for ranks, compute in machine.compute.items():
         fp32 = compute.rates["fp32"]
@@ -166,7 +169,7 @@ def _print(machine: Any) -> None:
             f"  {ranks} rank(s), {compute.threads} thread(s) each, fp32: product {fp32['matmul'][-1][1] / 1e9:.0f},"
             f" 3x3 convolution {fp32['conv3x3'][-1][1] / 1e9:.0f}, "
             + ", ".join(f"{kind} {rate:.0f}" for kind, rate in experts.items())
-            + f" GFLOP/s; memory {fp32['stream'][0][1] / 1e9:.1f} GB/s; an operation {compute.overhead_s * 1e6:.1f} us"
+            + f" GFLOP/s; memory {fp32['stream'][0][1] / 1e9:.1f} GB/s; {compute.overhead_s * 1e6:.1f} us per operation"
         )
     wires = {f"{ranks} ranks": links for ranks, links in machine.links.items()}
     for where, links in {**wires, **({"between nodes": machine.internode} if machine.internode else {})}.items():

@@ -1,14 +1,14 @@
 """One block's routed experts timed, forward and backward, beside stock layers, replicas and a dense MLP.
 
-Each rank has `tokens` tokens a task. In every world (a number of ranks, which share this machine's cores) all
+Each rank has `tokens` tokens per task. In every world (a number of ranks, which share this machine's cores) all
 contenders run in turn in one process group, on the same tokens, routers and experts:
 
-    dense          the bound: an MLP a task with as many hidden units as the k experts of a token have together
+    dense          the bound: an MLP per task with as many hidden units as the k experts of a token have together
     kernel         our experts alone, all on this rank, with gates given: no router, nothing sent
     fused          our layer: routers, dispatch, experts, combination; ep_size is the number of ranks
     replicas       the same with ep_size 1, and the experts' gradients summed over ranks
-    deepspeed      `deepspeed.moe.layer.MoE`, one a task, dropless; its outputs are checked against ours first
-    fairscale      `fairscale.nn.moe.MOELayer`, one a task; top-2 only, so points of k = 2 compare all with it. It
+    deepspeed      `deepspeed.moe.layer.MoE`, one per task, dropless; its outputs are checked against ours first
+    fairscale      `fairscale.nn.moe.MOELayer`, one per task; top-2 only, so points of k = 2 compare all with it. It
                    draws second experts at random and drops tokens
 
 Started by torchrun it measures with the ranks it is given.
@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.machine import processor, versions
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fgmoe_dist.benches.contenders import Point
 
 GRIDS = {
@@ -34,7 +35,7 @@ GRIDS = {
     "usual": {"tasks": [4], "experts": [16, 64, 256], "tokens": [1024, 4096], "ranks": [1, 2, 4]},
     "full": {"tasks": [4, 5], "experts": [16, 64, 256], "tokens": [1024, 4096, 16128], "ranks": [1, 2, 4]},
 }
-# fairscale's gates fill a mask of tokens x experts x capacity, 2 N^2 numbers a task; beyond this it takes gigabytes.
+# fairscale's gates fill a mask of tokens x experts x capacity, 2 N^2 numbers per task; beyond this it takes gigabytes.
 FAIRSCALE_TOKENS = 1024
 MIB = 2**20
 
@@ -52,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(grid="usual")
     for name, what in (
         ("tasks", "tasks of the block"),
-        ("experts", "fine experts a task"),
-        ("tokens", "tokens a task on each rank"),
+        ("experts", "fine experts per task"),
+        ("tokens", "tokens per task on each rank"),
         ("ranks", "numbers of ranks, one world after the other"),
     ):
         usual = " ".join(map(str, GRIDS["usual"][name]))
         parser.add_argument(f"--{name}", type=int, nargs="+", metavar="N", help=f"{what} (default {usual})")
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), help="precisions (default both; on GPUs bf16)")
-    parser.add_argument("--rounds", type=int, metavar="R", help="times each contender is timed (default 5)")
+    parser.add_argument("--rounds", type=int, metavar="R", help="rounds in which each contender is timed (default 5)")
     parser.add_argument("--top-k", type=int, default=4, metavar="K", help="experts of a token (default 4)")
     parser.add_argument("--channels", type=int, default=256, metavar="C", help="width of a token (default 256)")
     parser.add_argument("--hidden", type=int, default=64, metavar="H", help="hidden size of an expert (default 64)")
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def _device(wanted: Optional[str]) -> str:
+def _device(wanted: str | None) -> str:
     import torch
 
     if wanted == "cpu":
@@ -174,7 +175,7 @@ def summary(points: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _flatness(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Seconds with the most experts a task over those with the fewest, all else equal."""
+    """Seconds with the most experts per task over those with the fewest, all else equal."""
     keys = ("ranks", "dtype", "tasks", "tokens", "top_k", "fairscale")
     series: dict[tuple, dict[int, dict]] = {}
     for point in points:
@@ -189,7 +190,7 @@ def _flatness(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _memory(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Experts' bytes a rank by ep_size, and as a share of those at the smallest ep_size measured."""
+    """Experts' bytes per rank by ep_size, and as a share of those at the smallest ep_size measured."""
     keys = ("dtype", "tasks", "experts")
     sizes: dict[tuple, dict[int, int]] = {}
     for point in points:
@@ -225,19 +226,10 @@ def _machine(device: str) -> dict[str, Any]:
     """What the figures were taken on."""
     import torch
 
-    from fgmoe_dist.machine import processor
-
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "deepspeed", "fairscale", "triton"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
     return {
         "processor": processor(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "versions": versions,
-        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0") != "0",
+        "versions": versions("torch", "deepspeed", "fairscale", "triton"),
     }
 
 
@@ -256,13 +248,13 @@ def _print(figures: dict[str, Any]) -> None:
     for memory in figures["memory"]:
         sizes = ", ".join(f"ep_size {ep} {size / MIB:.0f} MiB" for ep, size in memory["bytes_by_ep_size"].items())
         place = f"{memory['dtype']}, T {memory['tasks']}, {memory['experts']} experts"
-        print(f"weights and Adam of the experts, a rank, {place}: {sizes}")
+        print(f"weights and Adam of the experts, per rank, {place}: {sizes}")
     lost = [place for place in figures["replicas"] if not place["expert_parallelism_pays"]]
     if figures["replicas"]:
         print(f"replicas with summed gradients are faster at {len(lost)} of {len(figures['replicas'])} points")
 
 
-def _table(points: list[dict[str, Any]]) -> Any:
+def _table(points: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     table = Table(title="Forward + backward of one block's routed experts, times the dense bound", padding=0)

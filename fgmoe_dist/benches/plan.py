@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """By case: the figures of every layout, and how good the prediction is and whether it picks the right layout."""
     from fgmoe_dist.config import build_config
-    from fgmoe_dist.planning.machine import read_machine
+    from fgmoe_dist.planning.profile import read_machine
 
     check_layouts(args)
     if args.machine:

@@ -8,24 +8,23 @@ Legend: B images, C channels, K classes, h x w grid, M rows, E experts, H hidden
 
 from __future__ import annotations
 
-import time
 from typing import Callable, Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from fgmoe_dist.benches.timing import seconds_of
 from fgmoe_dist.experts.kernels import AUTO, choose_kernel, find_kernel
 from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.kinds.ffn import FFNWeights
-from fgmoe_dist.planning.machine import Compute, Curve
+from fgmoe_dist.planning.profile import Compute, Curve
 from fgmoe_dist.precision import PRECISIONS
 
 GRID = (56, 72)
 CHANNELS = (16, 64, 256)
 WIDTHS = ((96, 32), (256, 64))  # C x H of fine experts
-ROWS_AN_EXPERT = (32, 256, 2048)
+ROWS_PER_EXPERT = (32, 256, 2048)
 EXPERTS, TOP_K = 16, 4
 aten = torch.ops.aten
 
@@ -45,35 +44,6 @@ def measure_compute(device: torch.device, budget_s: float) -> Compute:
             kinds.setdefault(kind, []).append((size, units / seconds))
     tiny = torch.zeros(8, device=device)
     return Compute(torch.get_num_threads(), seconds_of(lambda: tiny + tiny, device, budget_s), rates)
-
-
-def seconds_of(operation: Callable[[], object], device: torch.device, budget_s: float) -> float:
-    """Mean of the middle half of the calls that fit into `budget_s`, which a crowded core does not disturb much.
-
-    Three calls at least, unless one alone takes ten times that.
-    """
-    operation()
-    _wait(device)
-    if dist.is_initialized():
-        dist.barrier()
-    times: list[float] = []
-    while sum(times) < budget_s or (len(times) < 3 and sum(times) < 10 * budget_s):
-        before = time.perf_counter()
-        operation()
-        _wait(device)
-        times.append(time.perf_counter() - before)
-    return middle_mean(times)
-
-
-def middle_mean(values: list[float]) -> float:
-    ordered, quarter = sorted(values), len(values) // 4
-    middle = ordered[quarter : len(ordered) - quarter]
-    return sum(middle) / len(middle)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _operations(device: torch.device, dtype: torch.dtype) -> Iterator[Measured]:
@@ -174,13 +144,13 @@ def _resampling(random: Callable[..., Tensor], images: int) -> Iterator[Measured
 
 
 def _experts(device: torch.device, dtype: torch.dtype, budget_s: float) -> Iterator[tuple[str, float, float, float]]:
-    """Forward and backward of the kernel that `auto` takes, by rows an expert: kind, size, FLOPs, seconds."""
+    """Forward and backward of the kernel that `auto` takes, by rows per expert: kind, size, FLOPs, seconds."""
     for channels, hidden in WIDTHS:
         shapes = [(EXPERTS, channels, hidden), (EXPERTS, hidden), (EXPERTS, hidden, channels), (EXPERTS, channels)]
         bank = FFNWeights(*(0.1 * torch.randn(shape, device=device).to(dtype) for shape in shapes))
         for weight in bank:
             weight.requires_grad_()
-        for rows in ROWS_AN_EXPERT:
+        for rows in ROWS_PER_EXPERT:
             x_MC = torch.randn(rows * EXPERTS // TOP_K, channels, device=device).to(dtype).requires_grad_()
             gate_MK = torch.rand(len(x_MC), TOP_K, device=device).requires_grad_()
             expert_MK = torch.rand(len(x_MC), EXPERTS, device=device).topk(TOP_K).indices.to(torch.int32)

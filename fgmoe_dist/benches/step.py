@@ -1,23 +1,26 @@
 """Seconds by stage and memory of real training steps, beside what `fgmoe plan` predicts for them.
 
-Each layout (ranks, ep_size) runs in fresh processes on this machine. A step is one micro-batch a rank, of random images
-unless --data config.
+Each layout (ranks, ep_size) runs in fresh processes on this machine. A step is one micro-batch per rank, of random
+images unless --data config.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
+from fgmoe_dist.arguments import add_config
 from fgmoe_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from fgmoe_dist.config import Config
+    from fgmoe_dist.planning.counts import Counts
+    from fgmoe_dist.planning.profile import Machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, see configs/")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
-    )  # fmt: skip
+    add_config(parser)
     add_layout_arguments(parser)
     parser.add_argument("--ep-size", type=int, nargs="+", metavar="E", help="default: 1 and as many as there are ranks")
     parser.add_argument(
@@ -30,12 +33,12 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=int, nargs="+", default=[1, 2, 4], metavar="R", help="numbers of ranks (default 1 2 4)"
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=8, metavar="S", help="steps timed a layout (default 8)")
+    parser.add_argument("--steps", type=int, default=8, metavar="S", help="steps timed per layout (default 8)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from fgmoe_dist.config import load_config
-    from fgmoe_dist.planning.machine import read_machine
+    from fgmoe_dist.planning.profile import read_machine
 
     check_layouts(args)
     config = load_config(args.config, args.set)
@@ -56,20 +59,20 @@ def check_layouts(args: argparse.Namespace) -> None:
         raise UserError("--ranks and --steps must be at least 1")
 
 
-def step_layouts(ranks: Sequence[int], routed: int, ep_sizes: Optional[Sequence[int]] = None) -> list[tuple[int, int]]:
+def step_layouts(ranks: Sequence[int], routed: int, ep_sizes: Sequence[int] | None = None) -> list[tuple[int, int]]:
     """(ranks, ep_size) pairs that are possible; by default no expert parallelism, and all ranks in one group."""
     wanted = [(r, e) for r in sorted(set(ranks)) for e in sorted(set(ep_sizes or (1, r)))]
     layouts = [(r, e) for r, e in wanted if r % e == 0 and routed % e == 0]
     if not layouts:
         raise UserError(
             f"--ep-size {' '.join(map(str, ep_sizes or ()))}: none divides both the ranks and the {routed} routed"
-            f" experts a task (experts.count x split)"
+            f" experts per task (experts.count x split)"
         )
     return layouts
 
 
 def measure_layouts(
-    config: Any, layouts: Sequence[tuple[int, int]], steps: int, synthetic: bool, machine: Optional[Any]
+    config: Config, layouts: Sequence[tuple[int, int]], steps: int, synthetic: bool, machine: Machine | None
 ) -> dict[str, Any]:
     """Figures of every layout, printed as they come; with a machine, each beside its prediction."""
     from fgmoe_dist.ranks import quieten_deepspeed
@@ -92,15 +95,15 @@ def measure_layouts(
     return {"layouts": found}
 
 
-def step_config(config: Any, ranks: int, ep_size: int) -> Any:
-    """`config` with one micro-batch a rank and step. UserError where it does not allow that ep_size."""
+def step_config(config: Config, ranks: int, ep_size: int) -> Config:
+    """`config` with one micro-batch per rank and step. UserError where it does not allow that ep_size."""
     from fgmoe_dist.planning.search import changed
 
     batch_size = config.train.micro_batch_size * ranks
     return changed(config, train={"batch_size": batch_size}, parallel={"ep_size": ep_size})
 
 
-def _predict(config: Any, counts: Any, ranks: int, machine: Any, synthetic: bool) -> dict[str, Any]:
+def _predict(config: Config, counts: Counts, ranks: int, machine: Machine, synthetic: bool) -> dict[str, Any]:
     from fgmoe_dist.planning.search import make_plan
     from fgmoe_dist.planning.times import STAGES, total
 
@@ -114,14 +117,14 @@ def _predict(config: Any, counts: Any, ranks: int, machine: Any, synthetic: bool
 
 
 def _error(entry: dict[str, Any], key: str) -> float:
-    """Predicted over measured, less 1."""
+    """By how much the prediction exceeds what was measured, as a share of the latter."""
     return entry["predicted"][key] / entry["measured"][key] - 1
 
 
 def _print(entry: dict[str, Any]) -> None:
     measured, predicted = entry["measured"], entry.get("predicted")
 
-    def pair(value: float, key: str, stage: Optional[str] = None, unit: float = 1) -> str:
+    def pair(value: float, key: str, stage: str | None = None, unit: float = 1) -> str:
         text = f"{value / unit:.3f}"
         if predicted:
             text += f" ({(predicted[key] if stage is None else predicted['stages'][stage]) / unit:.3f})"
@@ -129,8 +132,8 @@ def _print(entry: dict[str, Any]) -> None:
 
     stages = ", ".join(f"{stage} {pair(value, 'stages', stage)}" for stage, value in measured["stages"].items())
     print(
-        f"  {entry['ranks']} rank(s), ep_size {entry['ep_size']}: {pair(measured['seconds'], 'seconds')} s a step"
-        f" [{stages}], {pair(measured['memory_bytes'], 'memory_bytes', unit=2**30)} GiB a rank"
+        f"  {entry['ranks']} rank(s), ep_size {entry['ep_size']}: {pair(measured['seconds'], 'seconds')} s per step"
+        f" [{stages}], {pair(measured['memory_bytes'], 'memory_bytes', unit=2**30)} GiB per rank"
         + (" (predicted)" if predicted else ""),
         flush=True,
     )

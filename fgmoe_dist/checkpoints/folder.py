@@ -45,6 +45,8 @@ class CheckpointState:
     score: Optional[float] = None
     # Names of the buffers it holds. One that the model has and this list has not came into the model later.
     buffers: list[str] = field(default_factory=list)
+    # Of the weighting method: its `kind` and what it has to remember. Empty in checkpoints from before there were any.
+    weighting: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def changed_config(self, *changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

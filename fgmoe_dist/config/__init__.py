@@ -1,6 +1,6 @@
 """Typed configuration: `schema` has every key on one page, `rules` what keys must agree on, `reading` the files."""
 
-from fgmoe_dist.config.reading import build_config, flatten, flatten_values, load_config, to_yaml
+from fgmoe_dist.config.reading import build_config, load_config, to_yaml
 from fgmoe_dist.config.rules import check_world
 from fgmoe_dist.config.schema import REDUCTION_BUCKET, Config, Train
 
@@ -10,8 +10,6 @@ __all__ = [
     "Train",
     "build_config",
     "check_world",
-    "flatten",
-    "flatten_values",
     "load_config",
     "to_yaml",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Iterable, Optional, Sequence
+from typing import Any, Iterable, Sequence
 
 import yaml
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ from fgmoe_dist.config.schema import Config, config_class
 from fgmoe_dist.decoders import DECODERS
 from fgmoe_dist.decoders.base import DecoderSettings
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.settings import Section
+from fgmoe_dist.settings import Section, explain_validation, location
 
 DEFAULT_DECODER = "fgmoe"
 
@@ -39,16 +39,16 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 def build_config(values: dict[str, Any], origin: str = "configuration", known_problems: Sequence[str] = ()) -> Config:
     """Validates nested `values`; UserError lists every mistake at once, after the `known_problems`."""
     problems = list(known_problems)
-    decoder = _decoder_settings(values, problems)
+    wanted = config_class(_decoder_settings(values, problems))
     try:
-        config = config_class(decoder).model_validate(values)
+        config = wanted.model_validate(values)
     except ValidationError as error:
-        problems += [_explain(entry, decoder) for entry in error.errors()]
+        problems += explain_validation(error, wanted, "`--print-config` lists them all")
         # Drop what is faulty so that the remaining fields can still be checked against each other.
         for entry in error.errors():
-            _drop(values, entry["loc"])
+            _drop(values, location(wanted, entry["loc"]))
         try:
-            config = config_class(decoder).model_validate(values)
+            config = wanted.model_validate(values)
         except ValidationError:
             raise UserError(list_problems(origin, problems)) from None
     problems += conflicts(config)
@@ -73,22 +73,6 @@ def _decoder_settings(values: dict[str, Any], problems: list[str]) -> type[Decod
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML, each field with its meaning as a comment."""
     return "\n".join(_yaml_lines(config, config.sections(), indent="")) + "\n"
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """`{"experts.top_k": 4, ...}`, as MLflow records parameters."""
-    return flatten_values(config.model_dump(mode="json", include=set(config.sections())))
-
-
-def flatten_values(nested: dict[str, Any]) -> dict[str, Any]:
-    """The same for a configuration as plain values, of a checkpoint for instance."""
-    flat = {}
-    for section, values in nested.items():
-        if isinstance(values, dict):
-            flat.update({f"{section}.{key}": value for key, value in values.items()})
-        else:
-            flat[section] = values
-    return flat
 
 
 def _read_inheriting(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -131,34 +115,6 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[leaf] = yaml.safe_load(text) if text else ""  # YAML reads nothing as null
     except yaml.YAMLError:
         values[leaf] = text
-
-
-def _explain(entry: dict[str, Any], decoder: type[DecoderSettings]) -> str:
-    key = ".".join(str(part) for part in entry["loc"])
-    if entry["type"] != "extra_forbidden":
-        return f"{key}={entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
-    near = _nearest_key(key, decoder)
-    return f"{key}: no such key" + (f"; did you mean {near}?" if near else "; `--print-config` lists them all")
-
-
-def _nearest_key(key: str, decoder: type[DecoderSettings]) -> Optional[str]:
-    """A name like it in the same section, else one very like it anywhere; sections in common say nothing."""
-    section, _, leaf = key.rpartition(".")
-    known = [name.rpartition(".") for name in _known_keys(decoder)]
-    for beside, cutoff in (({name: above for above, _, name in known if above == section}, 0.6),
-                           ({name: above for above, _, name in known}, 0.8)):  # fmt: skip
-        for name in difflib.get_close_matches(leaf, beside, n=1, cutoff=cutoff):
-            return f"{beside[name]}.{name}".lstrip(".")
-    return None
-
-
-def _known_keys(decoder: type[DecoderSettings]) -> list[str]:
-    keys = []
-    for name, field in config_class(decoder).model_fields.items():
-        keys.append(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += [f"{name}.{inner}" for inner in field.annotation.model_fields]
-    return keys
 
 
 def _drop(values: Any, location: tuple) -> None:

@@ -13,6 +13,8 @@ from fgmoe_dist.decoders.base import DecoderSettings, Routed, Surroundings
 from fgmoe_dist.decoders.fgmoe import FGMoESettings
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.settings import Section
+from fgmoe_dist.training.weighting import AnyWeighting
+from fgmoe_dist.training.weighting.fixed import FixedSettings
 
 
 class Run(Section):
@@ -65,6 +67,7 @@ class Train(Section):
     loss_weights: dict[str, float] = Field(
         default_factory=dict, description="weight of each task's loss; 1 where unnamed"
     )
+    weighting: AnyWeighting = Field(FixedSettings(), description="the method on top of loss_weights")
     loss_average: Literal["image", "batch"] = Field(
         "image",
         description="image: mean of each image's own loss, the same however a batch is split; batch: pooled pixels",
@@ -88,6 +91,7 @@ class Parallel(Section):
 
 
 class Tracking(Section):
+    sinks: list[str] = Field(["mlflow"], description="where a run is told beside its folder; mlflow is known")
     uri: str = Field("", description="MLflow server or store; empty: sqlite beside the run folder; none: no MLflow")
     experiment: str = Field("fgmoe", description="MLflow experiment")
 

@@ -11,6 +11,8 @@ from html import escape
 
 import numpy as np
 
+from fgmoe_dist.drawing.style import round_values
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 12, 44  # pixels around the plot
 
 
@@ -69,15 +71,6 @@ class Axes:
         shift = {"start": 8, "end": -8}.get(anchor, 0)
         label = text(self.x(x) + shift, self.y(y) + dy, words, "mark", anchor)
         return f'<circle class="dot" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="4.5"/>{label}'
-
-
-def round_values(low: float, high: float, most: int = 6) -> list[float]:
-    """At most `most` round numbers from `low` to `high`, evenly spaced."""
-    rough = (high - low) / (most - 1)
-    power = 10.0 ** np.floor(np.log10(rough))
-    step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * (1 - 1e-9))
-    first = np.ceil(low / step - 1e-9)
-    return [float(f"{(first + k) * step:.6g}") for k in range(int(np.floor(high / step + 1e-9) - first) + 1)]
 
 
 def bars(rows: Sequence[tuple[str, float]], title: str) -> str:
@@ -145,7 +138,7 @@ def precision_recall(
 
 
 def ranked(values_N: Sequence[float], marks: dict[int, str], y_label: str, title: str) -> str:
-    """One value an image, best first as given; `marks` names some places in that order."""
+    """One value per image, best first as given; `marks` names some places in that order."""
     values_N = np.asarray(values_N, np.float64)
     low, high = min(0.0, values_N.min()), max(values_N.max() * 1.08, 1e-6)
     axes = Axes((0, max(len(values_N) - 1, 1)), (low, high), height=260)

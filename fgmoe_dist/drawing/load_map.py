@@ -1,7 +1,7 @@
-"""The load of the experts as a heat map: a row a block and task, a column an expert.
+"""The load of the experts as a heat map: a row per block and task, a column per expert.
 
 Colours are shares of the even load on a logarithmic scale, so that half and twice the load stand out alike; an expert
-that nobody chose is hatched. Legend: L blocks, T tasks, E experts a task, N colours.
+that nobody chose is hatched. Legend: L blocks, T tasks, E experts per task, N colours.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-INK, FAINT, PAPER, LINE = (28, 30, 36), (110, 114, 124), (255, 255, 255), (205, 208, 214)
-HATCH = ((196, 196, 196), (226, 226, 226))
+from fgmoe_dist.drawing.style import FAINT, INK, LINE, PAPER, font, hatch
+
 ROW, GAP, MARGIN, TITLE, SCALE = 26, 12, 20, 30, 240  # pixels; SCALE is the length of the colour scale
 FIGURE = 80  # pixels of each of the figures beside a row
 # What stands beside a row, and how it is written.
@@ -42,28 +42,28 @@ def load_map(
     """
     blocks, tasks, experts = load_LTE.shape
     cell = max(4, min(44, 1200 // experts))
-    font = _font(14)
-    labels = max(font.getlength(name) for name in task_names) + 2 * GAP
-    left, top = MARGIN + max(round(labels), round(font.getlength("block 00")) + GAP), MARGIN + 2 * TITLE
+    small = font(14)
+    labels = max(small.getlength(name) for name in task_names) + 2 * GAP
+    left, top = MARGIN + max(round(labels), round(small.getlength("block 00")) + GAP), MARGIN + 2 * TITLE
     right = left + experts * cell + GAP
     width = max(right + len(FIGURES) * FIGURE, left + SCALE + 3 * FIGURE) + MARGIN
     foot = top + blocks * (tasks * ROW + TITLE)
     canvas = Image.new("RGB", (width, foot + 3 * TITLE), PAPER)
     draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, MARGIN), f"load of the routed experts{caption and ', ' + caption}", INK, _font(19))
+    draw.text((MARGIN, MARGIN), f"load of the routed experts{caption and ', ' + caption}", INK, font(19))
     for i, title in enumerate(FIGURES):
-        draw.text((right + (i + 1) * FIGURE, top - 4), title, FAINT, font, anchor="rs")
+        draw.text((right + (i + 1) * FIGURE, top - 4), title, FAINT, small, anchor="rs")
     for block in range(blocks):
         y = top + block * (tasks * ROW + TITLE)
-        draw.text((MARGIN, y + 6), f"block {block}", FAINT, font)
+        draw.text((MARGIN, y + 6), f"block {block}", FAINT, small)
         _draw_columns(draw, left, y + TITLE - 6, experts, cell)
         for t, name in enumerate(task_names):
             place = y + TITLE + t * ROW
-            draw.text((left - GAP, place + ROW / 2), name, INK, font, anchor="rm")
-            _draw_row(draw, left, place, cell, load_LTE[block, t], groups)
+            draw.text((left - GAP, place + ROW / 2), name, INK, small, anchor="rm")
+            _draw_row(canvas, left, place, cell, load_LTE[block, t], groups)
             for i, text in enumerate(_texts(figures_LT[block][t])):
-                draw.text((right + (i + 1) * FIGURE, place + ROW / 2), text, INK, font, anchor="rm")
-    _draw_legend(draw, left, foot + TITLE)
+                draw.text((right + (i + 1) * FIGURE, place + ROW / 2), text, INK, small, anchor="rm")
+    _draw_legend(canvas, left, foot + TITLE)
     if path is not None:
         canvas.save(path)
     return np.asarray(canvas)
@@ -80,18 +80,19 @@ def load_colours(times_even: np.ndarray) -> np.ndarray:
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
-def _draw_row(draw: ImageDraw.ImageDraw, x: int, y: int, cell: int, load_E: np.ndarray, groups: int) -> None:
+def _draw_row(canvas: Image.Image, x: int, y: int, cell: int, load_E: np.ndarray, groups: int) -> None:
+    draw = ImageDraw.Draw(canvas)
     times_E = load_E * len(load_E) / max(load_E.sum(), 1)
     colours_E = load_colours(np.maximum(times_E, 1e-9))
     for e, times in enumerate(times_E):
         box = (x + e * cell, y, x + (e + 1) * cell - 1, y + ROW - 2)
         if times == 0:
-            _hatch(draw, box)
+            _hatch(canvas, box)
             continue
         draw.rectangle(box, tuple(colours_E[e].tolist()))
         if cell >= 36:
             ink = PAPER if colours_E[e].sum() < 420 else INK
-            draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), f"{times:.2f}", ink, _font(12), anchor="mm")
+            draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), f"{times:.2f}", ink, font(12), anchor="mm")
     for group in range(1, groups):
         edge = x + group * len(load_E) // groups * cell
         draw.line((edge, y, edge, y + ROW - 1), INK, 2)
@@ -101,10 +102,11 @@ def _draw_columns(draw: ImageDraw.ImageDraw, x: int, y: int, experts: int, cell:
     """The experts' numbers, as many as there is room for."""
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, experts) if step * cell >= 30)
     for e in range(0, experts, every):
-        draw.text((x + (e + 0.5) * cell, y), str(e), FAINT, _font(12), anchor="ms")
+        draw.text((x + (e + 0.5) * cell, y), str(e), FAINT, font(12), anchor="ms")
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
+def _draw_legend(canvas: Image.Image, x: int, y: int) -> None:
+    draw = ImageDraw.Draw(canvas)
     for i, colour in enumerate(load_colours(2 ** np.linspace(-DOUBLINGS, DOUBLINGS, SCALE))):
         draw.line((x + i, y, x + i, y + 12), tuple(colour.tolist()))
     draw.rectangle((x, y, x + SCALE - 1, y + 12), outline=LINE)
@@ -112,20 +114,12 @@ def _draw_legend(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
         word = f"1/{2**-doubling}" if doubling < 0 else ("even" if doubling == 0 else f"{2**doubling}x")
         place = x + (doubling / DOUBLINGS + 1) / 2 * (SCALE - 1)
         draw.line((place, y + 13, place, y + 17), FAINT)
-        draw.text((place, y + 19), word, INK, _font(12), anchor="ma")
-    _hatch(draw, (x + SCALE + 24, y, x + SCALE + 44, y + 12))
-    draw.text((x + SCALE + 52, y + 6), "dead: no token chose it", INK, _font(14), anchor="lm")
+        draw.text((place, y + 19), word, INK, font(12), anchor="ma")
+    _hatch(canvas, (x + SCALE + 24, y, x + SCALE + 44, y + 12))
+    draw.text((x + SCALE + 52, y + 6), "dead: no token chose it", INK, font(14), anchor="lm")
 
 
-def _hatch(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
+def _hatch(canvas: Image.Image, box: tuple[int, int, int, int]) -> None:
     left, top, right, bottom = box
-    draw.rectangle(box, HATCH[1])
-    for y in range(top, bottom + 1):
-        for x in range(left, right + 1):
-            if (x + y) % 8 < 3:
-                draw.point((x, y), HATCH[0])
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The face Pillow carries, so that a picture looks the same on every machine."""
-    return ImageFont.load_default(size)
+    stripes = hatch(bottom - top + 1, right - left + 1, period=8, stripe=3, start=left + top)
+    canvas.paste(Image.fromarray(stripes), (left, top))

@@ -1,4 +1,4 @@
-"""Predictions and labels as RGB pictures: arrays in, uint8 `[H, W, 3]` out, one pixel a pixel.
+"""Predictions and labels as RGB pictures: arrays in, uint8 `[H, W, 3]` out, pixel for pixel.
 
 A class has one colour wherever it appears; depth and probability maps are perceptually even; what has no
 label is hatched in grey, so that it is never taken for a class or a value.
@@ -13,17 +13,20 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-IGNORE = 255
+from fgmoe_dist.drawing.style import hatch
+
+IGNORE = 255  # of a label map, where its task says no other
+LEAST_RANGE = 1e-6  # of a scale, so that a constant map has one
 BACKGROUND_RGB = (46, 48, 56)
 _FIRST_RGB = (86, 133, 178)
 
 
-def picture_classes(ids_HW: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Class ids in the colours of `class_colours`; 255 is hatched."""
-    table_NC = np.zeros((256, 3), np.uint8)
+def picture_classes(ids_HW: np.ndarray, class_names: Sequence[str], ignore: int = IGNORE) -> np.ndarray:
+    """Class ids in the colours of `class_colours`; `ignore`, the highest value there is, is hatched."""
+    table_NC = np.zeros((ignore + 1, 3), np.uint8)
     colours_NC = class_colours(class_names)
     table_NC[: len(colours_NC)] = colours_NC
-    return _hatch(table_NC[ids_HW], ids_HW == IGNORE)
+    return _hatch(table_NC[ids_HW], ids_HW == ignore)
 
 
 def picture_depth(depth_HW: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
@@ -33,18 +36,27 @@ def picture_depth(depth_HW: np.ndarray, low: float | None = None, high: float | 
     """
     if low is None or high is None:
         low, high = depth_range([depth_HW])
-    valid_HW = depth_HW > 0
-    share_HW = np.where(valid_HW, (depth_HW - low) / max(high - low, 1e-6), 0)
+    return picture_values(depth_HW, depth_HW > 0, low, high)
+
+
+def depth_range(depths: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Ends of a scale for these maps together, where they have a depth."""
+    return value_range(depth[depth > 0] for depth in depths)
+
+
+def picture_values(values_HW: np.ndarray, valid_HW: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Values in the colours of `depth_scale`, `low` bright and `high` dark; what is not valid is hatched."""
+    share_HW = np.where(valid_HW, (values_HW - low) / max(high - low, LEAST_RANGE), 0)
     index_HW = np.rint(255 * np.clip(share_HW, 0, 1)).astype(np.uint8)
     return _hatch(depth_scale()[index_HW], ~valid_HW)
 
 
-def depth_range(depths: Iterable[np.ndarray]) -> tuple[float, float]:
-    """Ends of a scale for these maps together: 1st and 99th percentile, so that one stray pixel does not flatten it."""
-    values = [np.percentile(depth[depth > 0], (1, 99)) for depth in depths if (depth > 0).any()]
-    if not values:
+def value_range(values: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Ends of a scale for these values together: 1st and 99th percentile, so that a stray pixel does not flatten it."""
+    ends = [np.percentile(some, (1, 99)) for some in values if some.size]
+    if not ends:
         return 0.0, 1.0
-    return float(min(low for low, _ in values)), float(max(high for _, high in values))
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
 
 def depth_scale() -> np.ndarray:
@@ -60,6 +72,15 @@ def picture_normals(normals_HWC: np.ndarray) -> np.ndarray:
     return _hatch(np.rint(127.5 * np.clip(unit_HWC + 1, 0, 2)).astype(np.uint8), invalid_HW)
 
 
+def picture_vectors(vectors_HWC: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The first three channels as red, green and blue from `low` to `high`, missing ones dark; NaN is hatched."""
+    invalid_HW = np.isnan(vectors_HWC).any(axis=2)
+    shown_HWC = np.where(invalid_HW[..., None], low, vectors_HWC)[..., :3]
+    share_HWC = np.clip((shown_HWC - low) / (high - low), 0, 1)
+    missing = [(0, 0), (0, 0), (0, 3 - share_HWC.shape[2])]
+    return _hatch(np.pad(np.rint(255 * share_HWC).astype(np.uint8), missing), invalid_HW)
+
+
 def picture_saliency(probability_HW: np.ndarray, ignored_HW: np.ndarray | None = None) -> np.ndarray:
     """A uint8 probability map, white for salient."""
     return _hatch(np.repeat(probability_HW[..., None], 3, axis=2), ignored_HW)
@@ -71,7 +92,7 @@ def picture_edge(probability_HW: np.ndarray, ignored_HW: np.ndarray | None = Non
 
 
 def class_colours(class_names: Sequence[str]) -> np.ndarray:
-    """One colour a class, uint8 `[N, 3]`; `background` is dark and draws no eye."""
+    """One colour per class, uint8 `[N, 3]`; `background` is dark and draws no eye."""
     others = iter(palette(len(class_names)))
     rows = [BACKGROUND_RGB if name == "background" else next(others) for name in class_names]
     return np.array(rows, np.uint8).reshape(-1, 3)
@@ -106,10 +127,7 @@ def _lab(rgb_NC: np.ndarray) -> np.ndarray:
 
 
 def _hatch(rgb_HWC: np.ndarray, mask_HW: np.ndarray | None) -> np.ndarray:
-    """`rgb` with grey diagonal stripes where `mask`."""
+    """`rgb` with grey stripes where `mask`."""
     if mask_HW is None or not mask_HW.any():
         return rgb_HWC
-    row_H1, column_1W = np.ogrid[: mask_HW.shape[0], : mask_HW.shape[1]]
-    stripe_HW = (row_H1 + column_1W) % 10 < 4
-    grey_HW = np.where(stripe_HW, 196, 226).astype(np.uint8)
-    return np.where(mask_HW[..., None], grey_HW[..., None], rgb_HWC)
+    return np.where(mask_HW[..., None], hatch(*mask_HW.shape), rgb_HWC)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fgmoe_dist.compat import import_timm
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import UserError, first_line
 
 timm = import_timm()
 
@@ -101,7 +101,7 @@ def _from_hub(name: str) -> tuple[nn.Module, str]:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's client raises its HTTP library's own errors, which change with its version
         raise UserError(
-            f"encoder.weights: hub weights {full_name} could not be loaded ({_first_line(error)}); fetch them once "
+            f"encoder.weights: hub weights {full_name} could not be loaded ({first_line(error)}); fetch them once "
             f"where there is a network (HF_HOME is the cache), or set encoder.weights to a .safetensors file"
         ) from error
     return model, f"timm hub: {full_name}"
@@ -127,7 +127,7 @@ def _load_file(model: nn.Module, name: str, path: Path) -> str:
         state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # foreign bytes: zip, pickle, json and safetensors each fail in their own way
         raise UserError(
-            f"encoder.weights: {path} could not be read as weights ({_first_line(error)}); "
+            f"encoder.weights: {path} could not be read as weights ({first_line(error)}); "
             f"save a plain state dict as .safetensors"
         ) from error
     # Each timm family converts the layouts of its ancestors and resamples position embeddings in such a function.
@@ -137,7 +137,7 @@ def _load_file(model: nn.Module, name: str, path: Path) -> str:
             state = convert(state, model)
         except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
             raise UserError(
-                f"encoder.weights: {path} is no checkpoint of encoder.name {name} ({_first_line(error)})"
+                f"encoder.weights: {path} is no checkpoint of encoder.name {name} ({first_line(error)})"
             ) from error
     load_strictly(model, _without_head(state, model), f"encoder.weights: {path} does not fit encoder.name {name}")
     return f"file {path} sha256 {_sha256(path)}"
@@ -269,7 +269,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

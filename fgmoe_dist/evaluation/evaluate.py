@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Iterator, Optional, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from fgmoe_dist.data.augment import EvalTransform, padding
+from fgmoe_dist.data.augment import EvalTransform, unpad
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import evaluation_samples
-from fgmoe_dist.drawing.panel import panel
 from fgmoe_dist.evaluation.scorer import Scorer
+from fgmoe_dist.metrics import Scores
 from fgmoe_dist.metrics.constant import ConstantBaseline
-from fgmoe_dist.model import Model
 from fgmoe_dist.progress import track
 from fgmoe_dist.ranks import Ranks
 
-Scores = dict[str, dict[str, float]]
+if TYPE_CHECKING:
+    from fgmoe_dist.model import Model
+
+
+class Observer(Protocol):
+    """Sees each image of this rank once, in the order of the set, with what was predicted for it."""
+
+    def update(self, sample: Mapping, predictions: Mapping[str, np.ndarray]) -> None: ...
 
 
 def evaluate(
@@ -30,68 +36,56 @@ def evaluate(
     transform: EvalTransform,
     ranks: Ranks,
     *,
+    observers: Sequence[Observer] = (),
+    baselines: Mapping[str, ConstantBaseline] | None = None,
     workers: int = 0,
     max_bad_samples: int = 0,
-    constants: Optional[dict[str, ConstantBaseline]] = None,
-    pictures: int = 0,
-    pictures_folder: Optional[Path] = None,
-    predictions_folder: Optional[Path] = None,
-    limit: Optional[int] = None,
+    limit: int | None = None,
 ) -> Scores:
     """`{task: {metric: value}}` of `model` on all of `shards`; a collective call, the same result on every rank.
 
-    `workers` processes of each rank load images, and as many count what was predicted. `constants`, by task, see the
-    labels in the same pass. `pictures` images, evenly spread over the set, are drawn into `pictures_folder`; every
-    prediction is saved in `predictions_folder`, as `fgmoe score` reads them. `limit` stops after so many images a rank,
-    for a trial.
+    Args:
+        model: has `tasks`, and `predict` from images `[B, 3, H, W]` to arrays by task.
+        shards, transform: the images, and how they become the network's input.
+        ranks: among which the images are shared out.
+        observers: see every prediction too: `Painter`, `PredictionWriter`.
+        baselines: by task, see the labels in the same pass and are summed over the ranks likewise.
+        workers: processes of each rank that load images; as many count what was predicted.
+        max_bad_samples: unreadable images that a rank passes over.
+        limit: stop after so many images of a rank, for a trial.
     """
-    was_training = model.training
-    model.eval()
-    names = [task.name for task in model.tasks]
-    meters = {task.name: task.meter() for task in model.tasks}
-    constants = constants or {}
-    classes = {name: shards.classes[name] for name in names if name in shards.classes}
-    first, count = ranks.rank * shards.samples // ranks.world, -(-shards.samples // ranks.world)
+    meters, baselines = {task.name: task.meter() for task in model.tasks}, baselines or {}
     samples = evaluation_samples(
-        shards,
-        names,
-        rank=ranks.rank,
-        world=ranks.world,
-        workers=workers,
-        transform=transform,
+        shards, list(meters), rank=ranks.rank, world=ranks.world, workers=workers, transform=transform,
         max_bad_samples=max_bad_samples,
-    )
-    samples, count = islice(samples, limit), min(count, limit or count)
-    in_step = _in_step(samples, transform.size_hw, ranks.device)
-    in_step = enumerate(track(in_step, "evaluating", count) if ranks.is_first else in_step, first)
-    with Scorer(meters, constants, workers) as scorer:
-        for index, (sample, image_3HW) in in_step:
-            predictions = model.predict(image_3HW[None].to(ranks.device))
-            if sample is None:  # this rank has no image left; others needed its experts
-                continue
-            cropped = {name: _crop(predictions[name][0], sample["image"].shape[:2]) for name in names}
-            scorer.update(cropped, sample)
-            if pictures_folder and _is_pictured(index, shards.samples, pictures):
-                panel(sample["image"], cropped, sample, classes, pictures_folder / f"{sample['id']}.png", sample["id"])
-            if predictions_folder:
-                save_predictions(predictions_folder, sample["id"], cropped)
-    _add_over_ranks([*meters.values(), *constants.values()], ranks.device)
-    model.train(was_training)
+    )  # fmt: skip
+    count = min(-(-shards.samples // ranks.world), limit or shards.samples)
+    with Scorer(meters, baselines, workers) as scorer:
+        for sample, predictions in _predictions(model, islice(samples, limit), transform.size_hw, ranks, count):
+            for observer in (scorer, *observers):
+                observer.update(sample, predictions)
+    _add_over_ranks([*meters.values(), *baselines.values()], ranks.device)
     return {name: meter.compute() for name, meter in meters.items()}
 
 
-def save_predictions(folder: Path, id_: str, predictions: dict[str, np.ndarray]) -> None:
-    """`folder/<task>/<id>.npy` for floating-point predictions, `.png` for uint8 ones."""
-    for name, prediction in predictions.items():
-        path = folder / name / f"{id_}.{'png' if prediction.dtype == np.uint8 else 'npy'}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if prediction.dtype == np.uint8:
-            cv2.imwrite(str(path), prediction)
-        else:
-            np.save(path, prediction)
+def _predictions(
+    model: Model, samples: Iterator, size_hw: tuple[int, int], ranks: Ranks, count: int
+) -> Iterator[tuple[Mapping, dict[str, np.ndarray]]]:
+    """This rank's samples with what `model` predicts for them, at their own size."""
+    was_training = model.training
+    model.eval()
+    in_step = _in_step(samples, size_hw, ranks.device)
+    for sample, image_3HW in track(in_step, "evaluating", count) if ranks.is_first else in_step:
+        predictions = model.predict(image_3HW[None].to(ranks.device))
+        if sample is not None:  # else this rank has no image left; others needed its experts
+            native_hw = sample["image"].shape[:2]
+            yield sample, {task.name: _crop(predictions[task.name][0], native_hw) for task in model.tasks}
+    model.train(was_training)
 
 
-def _in_step(samples: Iterator, size_hw: tuple[int, int], device: torch.device) -> Iterator:
+def _in_step(
+    samples: Iterator, size_hw: tuple[int, int], device: torch.device
+) -> Iterator[tuple[Mapping | None, Tensor]]:
     """The rank's samples, then blank images until every rank is through: each forward pass is a collective."""
     blank_3HW = torch.zeros(3, *size_hw)
     while True:
@@ -103,14 +97,9 @@ def _in_step(samples: Iterator, size_hw: tuple[int, int], device: torch.device) 
         yield sample, image_3HW
 
 
-def _crop(prediction: np.ndarray, native_hw: tuple[int, int]) -> np.ndarray:
+def _crop(prediction_HWx: np.ndarray, native_hw: tuple[int, int]) -> np.ndarray:
     """`[H, W]` or `[H, W, C]` without the centred padding."""
-    top, left = (padding(inner, outer) for inner, outer in zip(native_hw, prediction.shape[:2]))
-    return prediction[top : top + native_hw[0], left : left + native_hw[1]]
-
-
-def _is_pictured(index: int, samples: int, pictures: int) -> bool:
-    return index in {picture * samples // pictures for picture in range(pictures)}
+    return unpad(prediction_HWx.T, native_hw[::-1]).T
 
 
 def _add_over_ranks(meters: Sequence, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Meters fed while the network goes on: boundaries cost tenths of a second of processor time an image.
+"""Meters fed while the network goes on: boundaries cost tenths of a second of processor time per image.
 
 A full evaluation of PASCAL-Context would otherwise wait for its boundary meter longer than for the network.
 """
@@ -26,13 +26,13 @@ class Scorer:
     for any number of workers. Use it as a context; the meters are complete on leaving it.
 
     Args:
-        meters: one a task, by name; they receive the sums.
-        constants: baselines that see the same labels, by name.
+        meters: one for each task, by name; they receive the sums.
+        baselines: likewise, see the same labels.
         workers: processes; 0 counts here.
     """
 
-    def __init__(self, meters: Mapping[str, Meter], constants: Mapping[str, ConstantBaseline], workers: int):
-        self._meters, self._constants = meters, constants
+    def __init__(self, meters: Mapping[str, Meter], baselines: Mapping[str, ConstantBaseline], workers: int):
+        self._meters, self._baselines = meters, baselines
         self._pool = self._start(workers) if workers else None
         self._waiting: deque[Future] = deque()
         self._most_waiting = _WAITING * workers
@@ -40,17 +40,17 @@ class Scorer:
     def _start(self, workers: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, start_worker.__module__])
-        empty = [{name: one.empty() for name, one in some.items()} for some in (self._meters, self._constants)]
+        empty = [{name: one.empty() for name, one in some.items()} for some in (self._meters, self._baselines)]
         return ProcessPoolExecutor(workers, context, _start_process, (start_worker(), *empty))
 
-    def update(self, predictions: Mapping[str, np.ndarray], sample: Mapping) -> None:
+    def update(self, sample: Mapping, predictions: Mapping[str, np.ndarray]) -> None:
         """Count one image.
 
         Raises:
             UserError: as `Meter.update`; with workers, perhaps some images late.
         """
         if self._pool is None:
-            self._add(_count(self._meters, self._constants, predictions, sample))
+            self._add(_count(self._meters, self._baselines, predictions, sample))
             return
         labels = {key: value for key, value in sample.items() if key != "image"}
         self._waiting.append(self._pool.submit(_count_in_process, predictions, labels))
@@ -58,7 +58,7 @@ class Scorer:
             self._add(self._waiting.popleft().result())
 
     def _add(self, states: list[np.ndarray]) -> None:
-        for one, state in zip((*self._meters.values(), *self._constants.values()), states):
+        for one, state in zip((*self._meters.values(), *self._baselines.values()), states):
             one.merge(state)
 
     def __enter__(self) -> Scorer:
@@ -73,24 +73,24 @@ class Scorer:
                 self._pool.shutdown(cancel_futures=True)
 
 
-def _count(meters, constants, predictions, sample) -> list[np.ndarray]:
+def _count(meters, baselines, predictions, sample) -> list[np.ndarray]:
     """The sums of one image, meter by meter, then baseline by baseline."""
     ones = [meter.empty() for meter in meters.values()]
     for name, meter in zip(meters, ones):
         meter.update(predictions[name], sample)
-    others = [constant.empty() for constant in constants.values()]
-    for constant in others:
-        constant.update(sample)
+    others = [baseline.empty() for baseline in baselines.values()]
+    for baseline in others:
+        baseline.update(sample)
     return [one.state() for one in (*ones, *others)]
 
 
 _in_process: tuple = ()  # a worker's empty meters and baselines
 
 
-def _start_process(start, meters, constants) -> None:
+def _start_process(start, meters, baselines) -> None:
     global _in_process
     start(0)
-    _in_process = meters, constants
+    _in_process = meters, baselines
 
 
 def _count_in_process(predictions, sample) -> list[np.ndarray]:

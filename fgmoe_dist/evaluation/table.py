@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from fgmoe_dist.metrics import Scores
 from fgmoe_dist.tasks import Task
 
-Scores = dict[str, dict[str, float]]
 
-
-def print_scores(tasks: Sequence[Task], scores: Scores, title: str, constants: Optional[Scores] = None) -> None:
+def print_scores(tasks: Sequence[Task], scores: Scores, title: str, constants: Scores | None = None) -> None:
     """Every metric of every task, the headline first, beside the best constant prediction's where known."""
     table = Table()
     table.add_column("task")
@@ -26,7 +25,8 @@ def print_scores(tasks: Sequence[Task], scores: Scores, title: str, constants: O
         values = scores[task.name]
         for name in sorted(values, key=lambda name: name != task.headline):
             headline = name == task.headline
-            row = [task.name if headline else "", name]
+            unit = task.unit_of(name)
+            row = [task.name if headline else "", f"{name}, {unit}" if unit else name]
             row += ["lower" if task.lower_is_better else "higher"] if headline else [""]
             row += [f"{values[name]:.4g}"]
             if constants:

@@ -145,9 +145,10 @@ class _Start(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, _):
-        exchange, ctx.exchange = ctx.exchange, None
-        gradients = iter(exchange.gradient_exchange.finish())
-        return None, *[next(gradients) if dtype.is_floating_point else None for _, dtype in exchange.columns]
+        # Taken out of the exchange, which may get others: a graph can be walked again, loss by loss.
+        back, ctx.exchange.gradient_exchange = ctx.exchange.gradient_exchange, None
+        gradients = iter(back.finish())
+        return None, *[next(gradients) if dtype.is_floating_point else None for _, dtype in ctx.exchange.columns]
 
 
 class _Wait(torch.autograd.Function):

@@ -15,14 +15,18 @@ def delta_m(scores: Mapping[str, float], baseline: Mapping[str, float], lower_is
     = 1 where lower is better.
 
     Args:
-        scores: one headline metric a task (M).
+        scores: one headline metric per task (M).
         baseline: the same metric of the single-task models (S); more tasks than `scores` has are no harm.
         lower_is_better: the sign of each task's metric.
 
     Raises:
         UserError: no task at all, a task missing from the baseline, or a baseline that is 0 or not finite.
     """
-    gains = relative_gains(scores, baseline, lower_is_better)
+    return mean_gain(relative_gains(scores, baseline, lower_is_better))
+
+
+def mean_gain(gains: Mapping[str, float]) -> float:
+    """Delta_m from its terms. UserError if there are none."""
     if not gains:
         raise UserError("delta_m has no task to average; give the scores of at least one task")
     return sum(gains.values()) / len(gains)

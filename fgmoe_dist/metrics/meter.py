@@ -10,6 +10,12 @@ import numpy as np
 
 from fgmoe_dist.errors import UserError
 
+IGNORE = 255  # an unlabelled pixel of a label map, where no class is beyond 254
+NAN = float("nan")
+
+Metrics = dict[str, float]  # by metric
+Scores = dict[str, Metrics]  # by task
+
 AnySums = TypeVar("AnySums", bound="Sums")
 
 
@@ -39,17 +45,16 @@ class Meter(Sums, ABC):
     """One task's metrics over a set of images; never keeps a prediction.
 
     Args:
-        task: the task's name, for messages; also the key of its label unless the class sets `label`.
+        task: the task's name, for messages.
         size: number of sums.
+        label: the sample's key of what predictions are scored against; by default the task's name.
     """
 
-    label: str | None = None
     image_metric: str  # the key of `compute()` that tells good single images from bad ones
 
-    def __init__(self, task: str, size: int):
+    def __init__(self, task: str, size: int, label: str | None = None):
         super().__init__(size)
-        self.task = task
-        self.label = type(self).label or task
+        self.task, self.label = task, label or task
 
     def update(self, prediction: np.ndarray, sample: dict[str, Any]) -> None:
         """Score one image at its native resolution; a sample without the label is skipped.
@@ -74,17 +79,22 @@ class Meter(Sums, ABC):
 
 
 def check_prediction(
-    prediction: np.ndarray, task: str, image_id: str, shape: tuple[int, ...], dtype: type, meaning: str
+    prediction: np.ndarray,
+    task: str,
+    image_id: str,
+    shape: tuple[int, ...],
+    dtype: type | tuple[type, ...],
+    meaning: str,
 ) -> None:
     """Raise `UserError` unless the prediction has exactly this shape and kind of number (and is finite).
 
-    `dtype` may be abstract (`np.floating`); `meaning` ends the message, as in "save uint8 class ids".
+    `dtype` may be abstract (`np.floating`), or several; `meaning` ends the message, as in "save uint8 class ids".
     """
     name = f"prediction of {task} for image {image_id}"
     if prediction.shape != shape:
         got, want = (" x ".join(map(str, s)) or "a scalar" for s in (prediction.shape, shape))
         raise UserError(f"{name} is {got}, the label is {want}; bring it to the image's native size")
-    if not np.issubdtype(prediction.dtype, dtype):
+    if not issubclass(prediction.dtype.type, dtype):
         raise UserError(f"{name} has type {prediction.dtype}; save {meaning}")
     if np.issubdtype(prediction.dtype, np.floating) and not np.isfinite(prediction).all():
         count = int((~np.isfinite(prediction)).sum())

@@ -1,10 +1,12 @@
 """What a configuration costs on a machine that is not at hand: memory, traffic, time, the best `parallel.ep_size`.
 
-    machine     what was measured of a machine, and what it predicts for one operation
+    profile     what was measured of a machine, and what it predicts for one operation
+    placement   how ranks lie on nodes
     trace       what one micro-batch computes and keeps, counted on tensors without data
-    memory, kept, traffic, times    of one rank, arithmetic alone
-    search      the layouts that are possible, and the best
-    measure_*, bench_*        the figures behind it, and how far predictions are off
+    memory, kept, traffic, times    what one rank needs, by arithmetic alone
+    search      the placements that are possible, and the best
+    dry_run     what a run amounts to, and one step of it that proves it works
 
-All but `trace`, `measure_*` and `bench_*` are plain arithmetic and import no torch.
+All but `trace` and `dry_run` are plain arithmetic and import no torch. `fgmoe_dist/benches/` takes the profile, and
+measures how far the predictions are off.
 """

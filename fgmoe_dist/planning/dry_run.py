@@ -11,7 +11,8 @@ from fgmoe_dist.config import Config
 from fgmoe_dist.decoders.base import parameter_counts
 from fgmoe_dist.evaluation.evaluate import evaluate
 from fgmoe_dist.planning.traffic import exchange_bytes
-from fgmoe_dist.tracking.mlflow_run import resolve_uri
+from fgmoe_dist.tracking.run_folder import RunFolder
+from fgmoe_dist.tracking.sinks import create_sinks
 from fgmoe_dist.training.trainer import Trainer, mean_over_ranks
 
 
@@ -19,7 +20,7 @@ def print_plan(trainer: Trainer) -> None:
     config, ranks, model = trainer.config, trainer.ranks, trainer.model
     counts = parameter_counts(model.decoder, model.encoder, config.parallel.ep_size)
     parallel = config.parallel
-    accumulation = trainer.engine.gradient_accumulation_steps()
+    accumulation = trainer.engine.accumulation
     epochs = config.train.steps * config.train.batch_size / trainer.train_shards.samples
     rows = [
         ("encoder", f"{config.encoder.name}, frozen, weights: {model.encoder.source}"),
@@ -59,8 +60,7 @@ def _exchange(config: Config, accumulation: int) -> list[tuple[str, str]]:
 def dry_run(trainer: Trainer) -> None:
     """Prints the plan, then trains one step and evaluates a few images, so that mistakes show now. Writes nothing."""
     if trainer.ranks.is_first:
-        if trainer.config.tracking.uri != "none":
-            resolve_uri(trainer.config.tracking.uri, trainer.config.run.dir)
+        create_sinks(RunFolder(trainer.config.run.dir), trainer.config.model_dump(mode="json"))
         print_plan(trainer)
     report = trainer.train_step()
     losses = mean_over_ranks(report.losses)

@@ -11,22 +11,27 @@ import math
 from fgmoe_dist.config import REDUCTION_BUCKET, Config
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.kept import routed_bytes
-from fgmoe_dist.planning.layout import Layout
+from fgmoe_dist.planning.placement import Placement
 from fgmoe_dist.planning.traffic import busiest, row_bytes, rows_to_a_rank, value_bytes
 
 MOMENT_BYTES = 8  # two fp32 numbers a parameter
-ALIGNMENT = 2  # elements a rank's part of a flat buffer is rounded up to (DeepSpeed's nccl_start_alignment_factor)
+ALIGNMENT = 2  # elements that a rank's part of a flat buffer is rounded up to (DeepSpeed's nccl_start_alignment_factor)
 
 
-def memory(config: Config, counts: Counts, layout: Layout, device: str, imbalance: float = 1.0) -> dict[str, float]:
-    """Bytes by use, of one rank. `config.parallel.ep_size` is the layout's.
+def memory(
+    config: Config, counts: Counts, placement: Placement, device: str, imbalance: float = 1.0
+) -> dict[str, float]:
+    """Bytes by use, of one rank. `config.parallel.ep_size` is the placement's.
 
     `imbalance` is the load of the busiest rank of an expert group over the mean.
     """
     stage, width = config.parallel.zero_stage, value_bytes(config)
-    imbalance = busiest(imbalance, layout.ep_size)
+    imbalance = busiest(imbalance, placement.ep_size)
     blocks = min(1, config.routed.blocks) if config.train.activation_checkpointing else config.routed.blocks
-    groups = ((counts.dense_parameters, layout.world), (counts.expert_parameters // layout.ep_size, layout.copies))
+    groups = (
+        (counts.dense_parameters, placement.world),
+        (counts.expert_parameters // placement.ep_size, placement.copies),
+    )
     trained = sum(size for size, _ in groups)
     flat = sum(padded(size, ranks) for size, ranks in groups) if stage else trained
     own = sum(padded(size, ranks) // ranks for size, ranks in groups) if stage else trained

@@ -1,4 +1,4 @@
-"""The layouts of a configuration on so many ranks, what each costs, and the one to take."""
+"""The placements of a configuration on so many ranks, what each costs, and the one to take."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Callable, Iterator, Optional
 from fgmoe_dist.config import Config, build_config, check_world
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.planning.counts import Counts
-from fgmoe_dist.planning.layout import Layout
-from fgmoe_dist.planning.machine import Machine
 from fgmoe_dist.planning.memory import memory
+from fgmoe_dist.planning.placement import Placement
+from fgmoe_dist.planning.profile import Machine
 from fgmoe_dist.planning.times import Part, predict, total
 from fgmoe_dist.planning.traffic import Sent, traffic
 
@@ -23,15 +23,15 @@ LINKS = ("far", "near")  # the slower first
 class Candidate:
     """One ep_size and what a rank needs with it."""
 
-    layout: Layout
+    placement: Placement
     memory: dict[str, float]  # bytes by use
-    traffic: list[Sent]  # a step
+    traffic: list[Sent]  # of a step
     parts: Optional[list[Part]]  # of a step; None where no machine was given
     fits: bool
 
     @property
     def ep_size(self) -> int:
-        return self.layout.ep_size
+        return self.placement.ep_size
 
     @property
     def memory_bytes(self) -> float:
@@ -47,7 +47,7 @@ class Plan:
     candidates: list[Candidate]
     chosen: Candidate
     why: str
-    limit_bytes: Optional[float]  # of memory a rank; None: unknown
+    limit_bytes: Optional[float]  # of memory per rank; None: unknown
     left_out: dict[int, str]  # by ep_size that ranks and experts would allow: why the configuration does not
 
 
@@ -69,11 +69,11 @@ def make_plan(
     _, left_out = ep_sizes(config, nodes, gpus, ep_size)
     if machine is not None:
         check_machine(machine, config, nodes, gpus)
-    limit = memory_bytes or (machine.memory_a_rank(gpus) if machine else None)
+    limit = memory_bytes or (machine.memory_per_rank(gpus) if machine else None)
 
     def costs(config: Config, counts: Counts) -> list[Candidate]:
         sizes, _ = ep_sizes(config, nodes, gpus, ep_size)
-        return [_cost(config, counts, Layout(nodes, gpus, size), machine, limit, imbalance) for size in sizes]
+        return [_cost(config, counts, Placement(nodes, gpus, size), machine, limit, imbalance) for size in sizes]
 
     counts = count(config)
     candidates = costs(config, counts)
@@ -112,7 +112,7 @@ def ep_sizes(config: Config, nodes: int, gpus: int, wanted: Optional[int] = None
         raise UserError(f"--ep-size {wanted}: {left_out[wanted]}")
     if wanted not in possible:
         raise UserError(
-            f"--ep-size {wanted}: must divide the {world} ranks and the {routed} routed experts a task"
+            f"--ep-size {wanted}: must divide the {world} ranks and the {routed} routed experts per task"
             f" (experts.count x split); possible: {', '.join(map(str, possible))}"
         )
     return [wanted], {}
@@ -127,14 +127,14 @@ def changed(config: Config, **sections: dict[str, Any]) -> Config:
 
 
 def check_machine(machine: Machine, config: Config, nodes: int, gpus: int) -> None:
-    """UserError if `machine` was not measured in what `config` and the layout need."""
+    """UserError if `machine` was not measured in what `config` and the placement need."""
     cure = "measure again with fgmoe bench machine"
     for compute in machine.compute.values():
         for precision in {"fp32", config.train.precision, config.encoder_precision}:
             if precision not in compute.rates:
                 raise UserError(f"--machine: {machine.name} was not measured in {precision}; {cure}")
     if gpus > 1 and not machine.links:
-        raise UserError(f"--machine: {machine.name} was measured with one rank a node, so it has no links; {cure}")
+        raise UserError(f"--machine: {machine.name} was measured with one rank per node, so it has no links; {cure}")
     if nodes > 1 and machine.internode is None:
         raise UserError(
             f"--machine: {machine.name} was measured on one node; add --internode-gbps and --internode-latency-us,"
@@ -143,14 +143,19 @@ def check_machine(machine: Machine, config: Config, nodes: int, gpus: int) -> No
 
 
 def _cost(
-    config: Config, counts: Counts, layout: Layout, machine: Optional[Machine], limit: Optional[float], imbalance: float
+    config: Config,
+    counts: Counts,
+    placement: Placement,
+    machine: Optional[Machine],
+    limit: Optional[float],
+    imbalance: float,
 ) -> Candidate:
-    config, device = changed(config, parallel={"ep_size": layout.ep_size}), machine.device if machine else "cuda"
+    config, device = changed(config, parallel={"ep_size": placement.ep_size}), machine.device if machine else "cuda"
     base = {"libraries": machine.base_bytes} if machine else {}
-    needed = {**base, **memory(config, counts, layout, device, imbalance)}
-    parts = predict(config, counts, layout, machine, imbalance) if machine else None
+    needed = {**base, **memory(config, counts, placement, device, imbalance)}
+    parts = predict(config, counts, placement, machine, imbalance) if machine else None
     fits = limit is None or sum(needed.values()) <= limit
-    return Candidate(layout, needed, traffic(config, counts, layout), parts, fits)
+    return Candidate(placement, needed, traffic(config, counts, placement), parts, fits)
 
 
 def _choose(fitting: list[Candidate], of: int, asked: bool) -> tuple[Candidate, str]:
@@ -164,7 +169,7 @@ def _choose(fitting: list[Candidate], of: int, asked: bool) -> tuple[Candidate, 
     chosen = next(candidate for candidate in fitting if candidate.seconds <= fastest * (1 + SAME))
     among = "the fastest" if len(fitting) == of else f"the fastest of the {len(fitting)} of {of} that fit"
     if chosen.seconds > fastest:
-        among += f", to {SAME:.0%}, with the fewest ranks an exchange"
+        among += f", to {SAME:.0%}, with the fewest ranks per exchange"
     return chosen, among
 
 
@@ -172,7 +177,7 @@ def _nothing_fits(candidates: list[Candidate], limit: float) -> str:
     least = _least(candidates)
     use, size = max(least.memory.items(), key=lambda item: item[1])
     return (
-        f"no ep_size fits into {_gib(limit)} a rank: the least, ep_size={least.ep_size}, needs"
+        f"no ep_size fits into {_gib(limit)} per rank: the least, ep_size={least.ep_size}, needs"
         f" {_gib(least.memory_bytes)}, of which {use} {_gib(size)}"
     )
 
@@ -198,7 +203,7 @@ def _cure(
             )
             return f"set {told}: ep_size={least.ep_size} then needs {_gib(least.memory_bytes)}"
     return (
-        "neither ZeRO nor activation checkpointing, one image a micro-batch or a bf16 encoder is enough: take a"
+        "neither ZeRO nor activation checkpointing, one image per micro-batch or a bf16 encoder is enough: take a"
         " smaller encoder.name, a larger decoder.stride, or ranks with more memory"
     )
 

@@ -1,8 +1,8 @@
 """Seconds of a step by part, from what a micro-batch amounts to and what a machine was measured to do.
 
-Every operation takes its amount over a measured rate, plus a measured overhead. A collective takes a latency a message
-and its bytes over the wire's rate; near and far wires work at once. Of an exchange only what the overlapped computation
-(shared experts on the way out, global experts on the way back) leaves uncovered counts.
+Every operation takes its amount over a measured rate, plus a measured overhead. A collective takes a latency per
+message, and its bytes over the wire's rate; near and far wires work at once. Of an exchange only what the overlapped
+computation (shared experts on the way out, global experts on the way back) leaves uncovered counts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Optional, Sequence
 from fgmoe_dist.config import Config
 from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.planning.counts import Counts
-from fgmoe_dist.planning.layout import Layout, Spread
-from fgmoe_dist.planning.machine import Compute, Link, Links, Machine
+from fgmoe_dist.planning.placement import Placement, Spread
+from fgmoe_dist.planning.profile import Compute, Link, Links, Machine
 from fgmoe_dist.planning.traffic import accumulation, busiest, row_bytes, rows_to_a_rank, value_bytes
 
 STAGES = ("data", "encoder", "forward", "backward", "update")
@@ -32,13 +32,16 @@ class Part:
     seconds: float
 
 
-def predict(config: Config, counts: Counts, layout: Layout, machine: Machine, imbalance: float = 1.0) -> list[Part]:
-    """The parts of one optimiser step of one rank. `config.parallel.ep_size` is the layout's.
+def predict(
+    config: Config, counts: Counts, placement: Placement, machine: Machine, imbalance: float = 1.0
+) -> list[Part]:
+    """The parts of one optimiser step of one rank. `config.parallel.ep_size` is the placement's.
 
-    `machine` has been measured in the precisions of `config` and has the links that `layout` needs (`check_machine`).
+    `machine` has been measured in the precisions of `config` and has the links that `placement` needs: see
+    `check_machine`.
     """
-    model = _StepModel(config, counts, layout, machine, busiest(imbalance, layout.ep_size))
-    micro_batches = accumulation(config, layout.world)
+    model = _StepModel(config, counts, placement, machine, busiest(imbalance, placement.ep_size))
+    micro_batches = accumulation(config, placement.world)
     parts = [
         *model.dense(micro_batches),
         *model.routed(micro_batches),
@@ -58,17 +61,17 @@ def total(parts: Sequence[Part], **wanted: str) -> float:
 class _StepModel:
     config: Config
     counts: Counts
-    layout: Layout
+    placement: Placement
     machine: Machine
     imbalance: float
 
     @cached_property
     def compute(self) -> Compute:
-        return self.machine.compute_at(self.layout.gpus)
+        return self.machine.compute_at(self.placement.gpus)
 
     @cached_property
     def links(self) -> Optional[Links]:
-        return self.machine.links_at(self.layout.gpus)
+        return self.machine.links_at(self.placement.gpus)
 
     def dense(self, times: int) -> list[Part]:
         """Everything but the routed experts, by part of the model."""
@@ -98,7 +101,7 @@ class _StepModel:
             return []
         channels, hidden = routed.channels, experts.fine_hidden
         slots = routed.tasks * self.counts.tokens * experts.top_k
-        local = experts.banks(routed.tasks) * experts.routed / self.layout.ep_size
+        local = experts.banks(routed.tasks) * experts.routed / self.placement.ep_size
         flops = self.imbalance * slots * KINDS[experts.kind].flops(channels, hidden)
         scores = routed.tasks * self.counts.tokens * experts.routed
         forward = compute.seconds("matmul", "fp32", 2 * scores * channels, min(channels, experts.routed))
@@ -119,7 +122,7 @@ class _StepModel:
     def exchange(self, times: int) -> list[Part]:
         """What of the all-to-alls is not covered, and the copies of rows around them."""
         blocks = self.config.routed.blocks
-        if self.layout.ep_size == 1 or not blocks:
+        if self.placement.ep_size == 1 or not blocks:
             return []
         sizes = row_bytes(self.config)
         hidden = {part: self._seconds(part) / blocks for part in ("shared", "global")}
@@ -138,13 +141,13 @@ class _StepModel:
 
     def _uncovered(self, size: int, cover: float) -> float:
         rows = self.imbalance * rows_to_a_rank(self.config)
-        copies = 2 * ROW_PASSES * rows * self.layout.ep_size * size  # read and written
+        copies = 2 * ROW_PASSES * rows * self.placement.ep_size * size  # read and written
         wire = self._all_to_all(rows * size)
         return max(0.0, wire - self.links.overlap * cover) + self.compute.seconds("stream", "fp32", copies)
 
     def _all_to_all(self, size: float) -> float:
         """Seconds to exchange `size` bytes with each other rank of the group."""
-        near, far = self.layout.near_peers, self.layout.far_peers
+        near, far = self.placement.near_peers, self.placement.far_peers
         seconds = _time(self.links.all_to_all, near, near * size) if near else 0.0
         return max(seconds, _time(self.machine.internode.all_to_all, far, far * size) if far else 0.0)
 
@@ -152,12 +155,12 @@ class _StepModel:
         """Gradients averaged, in the backward pass; parameters gathered and norms summed, in the update."""
         config, width = self.config, value_bytes(self.config)
         dense = self.counts.dense_parameters * width
-        experts = self.counts.expert_parameters * width / self.layout.ep_size
-        groups = ((dense, self.layout.replicas), (experts, self.layout.expert_replicas))
+        experts = self.counts.expert_parameters * width / self.placement.ep_size
+        groups = ((dense, self.placement.replicas), (experts, self.placement.expert_replicas))
         once = sum(2 * self._ring(size, spread) for size, spread in groups)
         once += self.compute.seconds("stream", "fp32", 4 * (dense + experts))  # into the buffer and out of it
         reduced = times if config.parallel.zero_stage == 2 else 1
-        small = self._ring(4, self.layout.replicas)  # the experts' load, and three sums for the norm
+        small = self._ring(4, self.placement.replicas)  # the experts' load, and three sums for the norm
         gather = sum(self._ring(size, spread) for size, spread in groups) if config.parallel.zero_stage else 0.0
         return [
             Part("reductions", "forward", 2 * times * small),
@@ -175,9 +178,9 @@ class _StepModel:
 
     def optimiser(self) -> Part:
         """Norm, clipping and Adam on what this rank owns."""
-        stage, layout = self.config.parallel.zero_stage, self.layout
-        dense, experts = self.counts.dense_parameters, self.counts.expert_parameters / layout.ep_size
-        own = dense / layout.world + experts / layout.copies if stage else dense + experts
+        stage, placement = self.config.parallel.zero_stage, self.placement
+        dense, experts = self.counts.dense_parameters, self.counts.expert_parameters / placement.ep_size
+        own = dense / placement.world + experts / placement.copies if stage else dense + experts
         passes = self.compute.seconds("stream", "fp32", 4 * 4 * own)  # norm, clip, and the copy back
         return Part("optimiser", "update", self.compute.seconds("adam", "fp32", own) + passes)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fgmoe_dist.config import Config
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.planning.counts import Counts
-from fgmoe_dist.planning.layout import Layout
+from fgmoe_dist.planning.placement import Placement
 
 INDEX_BYTES = GATE_BYTES = 4  # int32 and fp32, whatever the precision of the features
 
@@ -31,7 +31,7 @@ def value_bytes(config: Config) -> int:
 
 
 def accumulation(config: Config, world: int) -> int:
-    """Micro-batches a rank computes in a step."""
+    """The micro-batches that a rank computes in a step."""
     return config.train.batch_size // (config.train.micro_batch_size * world)
 
 
@@ -97,18 +97,20 @@ def exchanges(config: Config, world: int) -> dict[str, int]:
     return {"out": forward, "back": forward, "back_gradient": times, "out_gradient": times}
 
 
-def traffic(config: Config, counts: Counts, layout: Layout) -> list[Sent]:
-    """All that a rank sends in a step, a `Sent` a kind of collective. `config.parallel.ep_size` is the layout's."""
+def traffic(config: Config, counts: Counts, placement: Placement) -> list[Sent]:
+    """All that a rank sends in a step, by kind of collective. `config.parallel.ep_size` is the placement's."""
     rows, sizes, found = rows_to_a_rank(config), row_bytes(config), []
-    for name, times in exchanges(config, layout.world).items():
+    for name, times in exchanges(config, placement.world).items():
         size = times * rows * sizes[name]
-        found.append(Sent(f"all-to-all {name}".replace("_", " "), size * layout.near_peers, size * layout.far_peers))
+        found.append(
+            Sent(f"all-to-all {name}".replace("_", " "), size * placement.near_peers, size * placement.far_peers)
+        )
     # At stage 2 every micro-batch is reduced, before only the last; always by all-reduce, which is two rounds.
-    reductions = accumulation(config, layout.world) if config.parallel.zero_stage == 2 else 1
-    width, experts = value_bytes(config), counts.expert_parameters / layout.ep_size
+    reductions = accumulation(config, placement.world) if config.parallel.zero_stage == 2 else 1
+    width, experts = value_bytes(config), counts.expert_parameters / placement.ep_size
     for name, size, spread in (
-        ("dense", counts.dense_parameters * width, layout.replicas),
-        ("expert", experts * width, layout.expert_replicas),
+        ("dense", counts.dense_parameters * width, placement.replicas),
+        ("expert", experts * width, placement.expert_replicas),
     ):
         near, far = spread.ring_bytes(size)
         found.append(Sent(f"all-reduce of {name} gradients", 2 * reductions * near, 2 * reductions * far))

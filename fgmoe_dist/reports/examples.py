@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from fgmoe_dist.drawing.panel import Column, Scene, column
-from fgmoe_dist.evaluation.score import Part, Scored, read_prediction
+from fgmoe_dist.drawing.columns import Column
+from fgmoe_dist.evaluation.predictions import read_prediction
+from fgmoe_dist.evaluation.score_files import Part, Scored
 from fgmoe_dist.metrics.meter import Meter
 from fgmoe_dist.tasks import Task
 
@@ -74,21 +75,17 @@ def examples(
     ranked: Sequence[tuple[str, float]],
     parts: Sequence[Part],
     predictions: Path,
-    classes: Mapping[str, Sequence[str]],
 ) -> Examples:
     """The images at `places` of the ranking, read again and drawn on one scale."""
     if not ranked:
         return Examples([], [], None)
     chosen = [(word, *ranked[place]) for place, word in places(len(ranked)).items()]
-    scenes = []
-    for _, id_, _ in chosen:
-        sample = _sample(parts, id_, task.name)
-        prediction = read_prediction(predictions, task.name, id_)
-        scenes.append(Scene(sample["image"], {task.name: prediction}, {task.name: sample[meter.label]}))
-    drawn = column(task.name, scenes, classes.get(task.name, ()))
+    samples = [_sample(parts, id_, task.name) for _, id_, _ in chosen]
+    predicted = [read_prediction(predictions, task, id_) for _, id_, _ in chosen]
+    drawn = task.column(predicted, [sample[meter.label] for sample in samples])
     items = [
-        Example(word, id_, meter.image_metric, value, *map(picture_uri, (scene.image_HWC, prediction, truth)))
-        for (word, id_, value), scene, prediction, truth in zip(chosen, scenes, drawn.predictions, drawn.truths)
+        Example(word, id_, meter.image_metric, value, *map(picture_uri, (sample["image"], prediction, truth)))
+        for (word, id_, value), sample, prediction, truth in zip(chosen, samples, drawn.predictions, drawn.truths)
     ]
     return Examples(items, *_legend(drawn))
 

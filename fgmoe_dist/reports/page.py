@@ -10,13 +10,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fgmoe_dist import __version__
 from fgmoe_dist.drawing import charts
+from fgmoe_dist.drawing.figures import Figure
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.score import Part, Scored
-from fgmoe_dist.evaluation.scores import Scores
-from fgmoe_dist.metrics.meter import Meter
+from fgmoe_dist.evaluation.score_files import Part, Scored
+from fgmoe_dist.metrics.delta_m import mean_gain
+from fgmoe_dist.metrics.meter import Meter, Scores
 from fgmoe_dist.reports.examples import Examples, examples, places, ranking
-from fgmoe_dist.reports.figures import Figure, figures
-from fgmoe_dist.tasks import DatasetInfo, Task
+from fgmoe_dist.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ def write_report(
     scored: Scored,
     parts: Sequence[Part],
     predictions: Path,
-    info: DatasetInfo,
     title: str,
     subtitle: str,
     baseline: Scores | None = None,
@@ -72,9 +71,9 @@ def write_report(
         title=title,
         subtitle=subtitle,
         version=__version__,
-        delta_m=sum(gains.values()) / len(gains) if gains else None,
+        delta_m=mean_gain(gains) if gains else None,
         table=[row for task in tasks for row in _rows(task, scored, baseline or {}, gains)],
-        tasks=[_section(task, scored, parts, predictions, info) for task in tasks],
+        tasks=[_section(task, scored, parts, predictions) for task in tasks],
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,10 +89,11 @@ def _rows(task: Task, scored: Scored, baseline: Scores, gains: dict[str, float] 
     for metric in sorted(values, key=lambda name: name != task.headline):
         is_headline = metric == task.headline
         gain = f"{gains[task.name]:+.2f} %" if gains and is_headline else ""
+        unit = task.unit_of(metric)
         row = Row(
             headline=is_headline,
             task=task.title if is_headline else "",
-            metric=metric,
+            metric=f"{metric}, {unit}" if unit else metric,
             better=_better(task) if is_headline else "",
             value=f"{values[metric]:.4g}",
             single="" if single.get(metric) is None else f"{single[metric]:.4g}",
@@ -103,7 +103,7 @@ def _rows(task: Task, scored: Scored, baseline: Scores, gains: dict[str, float] 
     return rows
 
 
-def _section(task: Task, scored: Scored, parts: Sequence[Part], predictions: Path, info: DatasetInfo) -> Section:
+def _section(task: Task, scored: Scored, parts: Sequence[Part], predictions: Path) -> Section:
     meter = scored.meters[task.name]
     ranked = ranking(task, meter, scored)
     return Section(
@@ -113,14 +113,14 @@ def _section(task: Task, scored: Scored, parts: Sequence[Part], predictions: Pat
         better=_better(task),
         value=f"{meter.compute()[task.headline]:.4g}",
         image_metric=meter.image_metric,
-        figures=_figures(meter, ranked) if ranked else [],
-        examples=examples(task, meter, ranked, parts, predictions, info.classes),
+        figures=_figures(task, meter, ranked) if ranked else [],
+        examples=examples(task, meter, ranked, parts, predictions),
     )
 
 
-def _figures(meter: Meter, ranked: Sequence[tuple[str, float]]) -> list[Figure]:
+def _figures(task: Task, meter: Meter, ranked: Sequence[tuple[str, float]]) -> list[Figure]:
     """In an order that fills two columns evenly."""
-    drawn = figures(meter)
+    drawn = task.figures(meter)
     return [*drawn[:1], _spread(meter, ranked), *drawn[1:]]
 
 

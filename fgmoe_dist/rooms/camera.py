@@ -1,12 +1,15 @@
 """The pinhole camera, and the choice of where a photographer would stand.
 
 Camera frame: x right, y up, z towards the viewer (OpenGL's); depth is the distance along -z, in metres.
-Shapes: N rays, one a pixel, row by row.
+Shapes: N rays, one per pixel, row by row.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fgmoe_dist.rooms.geometry import rotation
 from fgmoe_dist.rooms.scene import Scene
@@ -24,20 +27,20 @@ class Camera:
     turn: np.ndarray
     focal: float
 
-    def rays(self, size, offset=(0.0, 0.0)) -> np.ndarray:
+    def rays(self, size: tuple[int, int], offset: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
         """World directions through the pixel centres, moved by (x, y) pixels; their depth component is 1. `[N, 3]`"""
         height, width = size
         y, x = np.mgrid[:height, :width].reshape(2, -1)
         scale = 1 / (self.focal * width)
         return self.through((x + 0.5 + offset[0] - width / 2) * scale, (height / 2 - y - 0.5 - offset[1]) * scale)
 
-    def through(self, right_N, up_N) -> np.ndarray:
+    def through(self, right_N: np.ndarray, up_N: np.ndarray) -> np.ndarray:
         """World directions through points of the plane at depth 1."""
         axis_x, axis_y, axis_z = self.turn.T
         return right_N[:, None] * axis_x + up_N[:, None] * axis_y - axis_z
 
 
-def look_at(at, target, focal, roll=0.0) -> Camera:
+def look_at(at: ArrayLike, target: ArrayLike, focal: float, roll: float = 0.0) -> Camera:
     """A camera at a place that looks at another."""
     back = np.asarray(at, float) - target
     back /= np.linalg.norm(back)
@@ -47,7 +50,7 @@ def look_at(at, target, focal, roll=0.0) -> Camera:
     return Camera(np.asarray(at, float), turn @ rotation("z", roll), focal)
 
 
-def choose(scene: Scene, tracer: Tracer, rng: np.random.Generator, layout: str, tries=18) -> Camera:
+def choose(scene: Scene, tracer: Tracer, rng: np.random.Generator, layout: str, tries: int = 18) -> Camera:
     """The best of some random views: many things and few bare walls in it, nothing right before the lens."""
     centres, weights = _subjects(scene, layout)
     best, best_score = None, -np.inf
@@ -59,7 +62,7 @@ def choose(scene: Scene, tracer: Tracer, rng: np.random.Generator, layout: str, 
     return best
 
 
-def _subjects(scene, layout):
+def _subjects(scene: Scene, layout: str) -> tuple[np.ndarray, np.ndarray]:
     interest = np.array([_interest(kind, layout) for kind in scene.kinds])
     middle_T3 = scene.vertex_T33.mean(1)
     count = np.bincount(scene.thing_T, minlength=len(scene.kinds))
@@ -67,13 +70,13 @@ def _subjects(scene, layout):
     return np.stack(sums, -1) / count[:, None], (interest + 1e-9) / (interest + 1e-9).sum()
 
 
-def _interest(kind, layout):
+def _interest(kind: str, layout: str) -> float:
     if kind in (*_SHELL, "door", "window", "curtain", "blinds", "column"):
         return 0.0
     return 6.0 if layout == "pascal" and kind in ("person", "cat", "dog") else 1.0
 
 
-def _random_view(scene, rng, centres, weights):
+def _random_view(scene: Scene, rng: np.random.Generator, centres: np.ndarray, weights: np.ndarray) -> Camera:
     width, depth, height = scene.size
     at = np.array([*rng.uniform(0.25, (width - 0.25, depth - 0.25)), rng.uniform(1.15, min(1.85, height - 0.5))])
     wall = rng.integers(4)  # most pictures of rooms are taken with one's back to a wall
@@ -86,7 +89,7 @@ def _random_view(scene, rng, centres, weights):
     return look_at(at, at + away, focal, rng.normal(0, 0.015))
 
 
-def _score(scene, tracer, camera, layout):
+def _score(scene: Scene, tracer: Tracer, camera: Camera, layout: str) -> float:
     direction_N3 = camera.rays(_PROBE)
     hit = tracer.cast(np.broadcast_to(camera.at, direction_N3.shape), direction_N3)
     if (hit.triangle_N < 0).any():

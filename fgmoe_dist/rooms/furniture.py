@@ -5,6 +5,9 @@ towards +y, z is up, metres. What hangs on walls has its back at y = 0 and says 
 generator draws its proportions from the stream it is given, so no two pieces are alike.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -25,10 +28,11 @@ class Thing:
     light: tuple | None = None  # (centre, radius) of a lamp's bulb
 
 
-_MAKERS = {}
+Maker = Callable[..., Thing]
+_MAKERS: dict[str, Maker] = {}
 
 
-def _maker(function):
+def _maker(function: Maker) -> Maker:
     _MAKERS[function.__name__.strip("_")] = function
     return function
 
@@ -43,11 +47,19 @@ def make(name: str, rng: np.random.Generator, **options) -> Thing:
     return _MAKERS[name](rng, **options)
 
 
-def _finish(kind, solid, **extra):
+def _finish(kind: str, solid: Solid, **extra) -> Thing:
     return Thing(kind, solid.triangles(), **extra)
 
 
-def _legs(solid, width, depth, height, thickness, rng, slot="legs"):
+def _legs(
+    solid: Solid,
+    width: float,
+    depth: float,
+    height: float,
+    thickness: float,
+    rng: np.random.Generator,
+    slot: str = "legs",
+) -> None:
     """Four legs, square or round or splayed, under a rectangle."""
     style = rng.integers(3)
     for x in (-1, 1):
@@ -62,7 +74,17 @@ def _legs(solid, width, depth, height, thickness, rng, slot="legs"):
                 solid.tube(foot, (cx, cy, height - thickness / 2), thickness / 3, slot, end_radius=thickness / 2)
 
 
-def _fronts(solid, width, height, y, rows, columns, rng, bottom=0.0, middle=0.0):
+def _fronts(
+    solid: Solid,
+    width: float,
+    height: float,
+    y: float,
+    rows: int,
+    columns: int,
+    rng: np.random.Generator,
+    bottom: float = 0.0,
+    middle: float = 0.0,
+) -> None:
     """Drawer or door fronts standing proud of a carcass whose front is at `y`."""
     gap, proud = 0.012, rng.uniform(0.012, 0.025)
     cell_w, cell_h = width / columns, height / rows
@@ -79,7 +101,7 @@ def _fronts(solid, width, height, y, rows, columns, rng, bottom=0.0, middle=0.0)
 
 
 @_maker
-def _chair(rng, sitter=False):
+def _chair(rng: np.random.Generator, sitter: bool = False) -> Thing:
     solid = Solid()
     width, depth, seat = rng.uniform(0.4, 0.54), rng.uniform(0.4, 0.52), rng.uniform(0.42, 0.5)
     back, lean = rng.uniform(0.38, 0.62), rng.uniform(0.0, 0.1)
@@ -116,7 +138,7 @@ def _chair(rng, sitter=False):
 
 
 @_maker
-def _sofa(rng, width=None):
+def _sofa(rng: np.random.Generator, width: float | None = None) -> Thing:
     solid = Solid()
     width = rng.uniform(1.5, 2.3) if width is None else width
     depth, seat = rng.uniform(0.8, 1.0), rng.uniform(0.38, 0.46)
@@ -142,14 +164,14 @@ def _sofa(rng, width=None):
 
 
 @_maker
-def _armchair(rng):
+def _armchair(rng: np.random.Generator) -> Thing:
     thing = make("sofa", rng, width=rng.uniform(0.8, 1.0))
     thing.kind = "armchair"
     return thing
 
 
 @_maker
-def _stool(rng):
+def _stool(rng: np.random.Generator) -> Thing:
     solid = Solid()
     width, depth, height = rng.uniform(0.34, 0.8), rng.uniform(0.34, 0.5), rng.uniform(0.36, 0.5)
     _legs(solid, width, depth, height - 0.1, 0.05, rng)
@@ -158,7 +180,7 @@ def _stool(rng):
 
 
 @_maker
-def _bed(rng):
+def _bed(rng: np.random.Generator) -> Thing:
     solid = Solid()
     width, length, frame = rng.uniform(1.0, 1.9), rng.uniform(1.9, 2.15), rng.uniform(0.2, 0.34)
     thick, head = rng.uniform(0.16, 0.26), rng.uniform(0.75, 1.25)
@@ -181,7 +203,7 @@ def _bed(rng):
 
 
 @_maker
-def _pillow(rng, standing=False):
+def _pillow(rng: np.random.Generator, standing: bool = False) -> Thing:
     solid = Solid()
     width, depth, height = rng.uniform(0.38, 0.62), rng.uniform(0.32, 0.44), rng.uniform(0.11, 0.17)
     if standing:
@@ -196,7 +218,9 @@ def _pillow(rng, standing=False):
 # ------------------------------------------------------------------------------------------------- tables and cases
 
 
-def _table_like(kind, rng, width, depth, height, thickness):
+def _table_like(
+    kind: str, rng: np.random.Generator, width: float, depth: float, height: float, thickness: float
+) -> tuple[Solid, tuple[float, float, float, float, float]]:
     solid = Solid()
     solid.box((-width / 2, -depth / 2, height - thickness), (width / 2, depth / 2, height), "top")
     leg = rng.uniform(0.045, 0.09)
@@ -209,7 +233,7 @@ def _table_like(kind, rng, width, depth, height, thickness):
 
 
 @_maker
-def _table(rng, low=False):
+def _table(rng: np.random.Generator, low: bool = False) -> Thing:
     height = rng.uniform(0.36, 0.5) if low else rng.uniform(0.7, 0.78)
     thickness = rng.uniform(0.02, 0.06)
     if rng.random() < 0.3:
@@ -227,7 +251,7 @@ def _table(rng, low=False):
 
 
 @_maker
-def _desk(rng):
+def _desk(rng: np.random.Generator) -> Thing:
     width, depth, height = rng.uniform(1.0, 1.6), rng.uniform(0.55, 0.75), rng.uniform(0.7, 0.77)
     solid, top = _table_like("desk", rng, width, depth, height, rng.uniform(0.02, 0.05))
     case = rng.uniform(0.34, 0.44)
@@ -238,7 +262,9 @@ def _desk(rng):
     return _finish("desk", solid, tops=[top])
 
 
-def _case(kind, rng, width, depth, height, rows, columns):
+def _case(
+    kind: str, rng: np.random.Generator, width: float, depth: float, height: float, rows: int, columns: int
+) -> Thing:
     """A closed carcass with fronts: cabinet, dresser, night-stand, counter, refrigerator."""
     solid = Solid()
     foot = rng.uniform(0.02, 0.14)
@@ -256,7 +282,7 @@ def _case(kind, rng, width, depth, height, rows, columns):
 
 
 @_maker
-def _cabinet(rng):
+def _cabinet(rng: np.random.Generator) -> Thing:
     tall = rng.random() < 0.5
     height = rng.uniform(1.6, 2.1) if tall else rng.uniform(0.8, 1.2)
     width = rng.uniform(0.7, 1.5)
@@ -264,7 +290,7 @@ def _cabinet(rng):
 
 
 @_maker
-def _hung_cabinet(rng):
+def _hung_cabinet(rng: np.random.Generator) -> Thing:
     solid, width, height, depth = Solid(), rng.uniform(0.8, 1.8), rng.uniform(0.5, 0.7), rng.uniform(0.28, 0.36)
     low = rng.uniform(1.4, 1.55)
     solid.box((-width / 2, -depth, low), (width / 2, 0, low + height), "case")
@@ -273,26 +299,26 @@ def _hung_cabinet(rng):
 
 
 @_maker
-def _dresser(rng):
+def _dresser(rng: np.random.Generator) -> Thing:
     size = rng.uniform(0.8, 1.5), rng.uniform(0.4, 0.52), rng.uniform(0.75, 1.1)
     return _case("dresser", rng, *size, rng.integers(3, 5), rng.integers(1, 3))
 
 
 @_maker
-def _night_stand(rng):
+def _night_stand(rng: np.random.Generator) -> Thing:
     size = rng.uniform(0.38, 0.55), rng.uniform(0.34, 0.44), rng.uniform(0.42, 0.64)
     return _case("night-stand", rng, *size, rng.integers(1, 4), 1)
 
 
 @_maker
-def _refrigerator(rng):
+def _refrigerator(rng: np.random.Generator) -> Thing:
     size = rng.uniform(0.6, 0.85), rng.uniform(0.6, 0.7), rng.uniform(1.5, 1.9)
     thing = _case("refrigerator", rng, *size, 2, 1)
     return thing
 
 
 @_maker
-def _counter(rng, sink=True):
+def _counter(rng: np.random.Generator, sink: bool = True) -> Thing:
     width, depth, height = rng.uniform(1.5, 2.6), rng.uniform(0.58, 0.66), rng.uniform(0.86, 0.94)
     thing = _case("counter", rng, width, depth, height, 1, max(3, int(width / 0.5)))
     if sink:
@@ -301,7 +327,7 @@ def _counter(rng, sink=True):
 
 
 @_maker
-def _basin(rng):
+def _basin(rng: np.random.Generator) -> Thing:
     """A sink set on a counter: a rim, a shallow bowl, a tap."""
     solid, width, depth = Solid(), rng.uniform(0.42, 0.6), rng.uniform(0.34, 0.42)
     rim = 0.035
@@ -319,7 +345,7 @@ def _basin(rng):
 
 
 @_maker
-def _bookshelf(rng, books=True):
+def _bookshelf(rng: np.random.Generator, books: bool = True) -> Thing:
     solid = Solid()
     width, depth, height = rng.uniform(0.7, 1.4), rng.uniform(0.26, 0.36), rng.uniform(1.2, 2.1)
     board, rows = rng.uniform(0.02, 0.035), rng.integers(3, 6)
@@ -346,12 +372,12 @@ def _bookshelf(rng, books=True):
 
 
 @_maker
-def _shelves(rng):
+def _shelves(rng: np.random.Generator) -> Thing:
     return make("bookshelf", rng, books=False)
 
 
 @_maker
-def _hung_shelf(rng):
+def _hung_shelf(rng: np.random.Generator) -> Thing:
     solid, width, depth, z = Solid(), rng.uniform(0.6, 1.2), rng.uniform(0.18, 0.26), rng.uniform(1.25, 1.6)
     solid.box((-width / 2, -depth, z), (width / 2, 0, z + 0.03), "board")
     for x in (-width * 0.35, width * 0.35):
@@ -366,7 +392,7 @@ def _hung_shelf(rng):
 
 
 @_maker
-def _books(rng, width=None, height=0.36, depth=0.2):
+def _books(rng: np.random.Generator, width: float | None = None, height: float = 0.36, depth: float = 0.2) -> Thing:
     """A standing row when given a width, else a lying pile."""
     solid = Solid()
     if width is None:
@@ -392,7 +418,7 @@ def _books(rng, width=None, height=0.36, depth=0.2):
 
 
 @_maker
-def _box(rng, height=None):
+def _box(rng: np.random.Generator, height: float | None = None) -> Thing:
     solid = Solid()
     height = rng.uniform(0.18, 0.42) if height is None else height
     width, depth = height * rng.uniform(0.8, 1.6), height * rng.uniform(0.7, 1.2)
@@ -417,7 +443,7 @@ def _box(rng, height=None):
 
 
 @_maker
-def _bag(rng):
+def _bag(rng: np.random.Generator) -> Thing:
     solid = Solid()
     width, depth, height = rng.uniform(0.28, 0.46), rng.uniform(0.14, 0.24), rng.uniform(0.26, 0.46)
     solid.cushion((-width / 2, -depth / 2, 0), (width / 2, depth / 2, height), "cloth", power=rng.uniform(3, 6))
@@ -430,7 +456,7 @@ def _bag(rng):
 
 
 @_maker
-def _lamp(rng, floor=False):
+def _lamp(rng: np.random.Generator, floor: bool = False) -> Thing:
     solid = Solid()
     height = rng.uniform(1.35, 1.75) if floor else rng.uniform(0.38, 0.6)
     shade, radius = (0.32 if floor else 0.2) * rng.uniform(0.8, 1.2), (0.22 if floor else 0.15) * rng.uniform(0.8, 1.2)
@@ -450,7 +476,7 @@ def _lamp(rng, floor=False):
 
 
 @_maker
-def _ceiling_lamp(rng, height):
+def _ceiling_lamp(rng: np.random.Generator, height: float) -> Thing:
     """Hangs from z = height; its light shines downwards from just below it."""
     solid = Solid()
     drop = rng.choice((0.05, rng.uniform(0.3, 0.7)))
@@ -464,7 +490,7 @@ def _ceiling_lamp(rng, height):
 
 
 @_maker
-def _bottle(rng, height=None):
+def _bottle(rng: np.random.Generator, height: float | None = None) -> Thing:
     solid = Solid()
     tall = rng.uniform(0.2, 0.34) if height is None else min(height, 0.34)
     body, neck, shoulder = tall * rng.uniform(0.11, 0.17), tall * rng.uniform(0.035, 0.055), rng.uniform(0.5, 0.7)
@@ -475,7 +501,7 @@ def _bottle(rng, height=None):
 
 
 @_maker
-def _vase(rng, height=None):
+def _vase(rng: np.random.Generator, height: float | None = None) -> Thing:
     solid = Solid()
     tall = rng.uniform(0.15, 0.35) if height is None else height
     radii = tall * rng.uniform(0.15, 0.4, 5)
@@ -485,7 +511,7 @@ def _vase(rng, height=None):
 
 
 @_maker
-def _plant(rng, small=None):
+def _plant(rng: np.random.Generator, small: bool | None = None) -> Thing:
     solid = Solid()
     small = rng.random() < 0.5 if small is None else small
     size = rng.uniform(0.28, 0.45) if small else rng.uniform(0.8, 1.5)
@@ -509,7 +535,7 @@ def _plant(rng, small=None):
 
 
 @_maker
-def _paper(rng):
+def _paper(rng: np.random.Generator) -> Thing:
     solid = Solid()
     for i in range(rng.integers(1, 5)):
         turn, at = rotation("z", rng.uniform(-0.5, 0.5)), rng.uniform(-0.06, 0.06, 2)
@@ -519,7 +545,7 @@ def _paper(rng):
 
 
 @_maker
-def _clothes(rng):
+def _clothes(rng: np.random.Generator) -> Thing:
     """A heap of cloth."""
     solid, size = Solid(), rng.uniform(0.2, 0.4)
     for i in range(3):
@@ -532,7 +558,7 @@ def _clothes(rng):
 
 
 @_maker
-def _floor_mat(rng):
+def _floor_mat(rng: np.random.Generator) -> Thing:
     solid, width, depth = Solid(), rng.uniform(0.9, 2.4), rng.uniform(0.6, 1.7)
     if rng.random() < 0.3:
         solid.cylinder((0, 0, 0), depth / 2, 0.012, "pile", sides=40)
@@ -545,7 +571,7 @@ def _floor_mat(rng):
 
 
 @_maker
-def _television(rng):
+def _television(rng: np.random.Generator) -> Thing:
     solid, width = Solid(), rng.uniform(0.5, 1.25)
     height = width * rng.uniform(0.56, 0.64)
     foot = rng.uniform(0.05, 0.1)
@@ -565,7 +591,9 @@ def _television(rng):
 # ------------------------------------------------------------------------------------------------- on walls
 
 
-def _framed(kind, rng, width, height, low, inside, rim, depth):
+def _framed(
+    kind: str, rng: np.random.Generator, width: float, height: float, low: float, inside: str, rim: float, depth: float
+) -> Thing:
     solid = Solid()
     solid.box((-width / 2, -depth, low), (width / 2, -0.002, low + height), "frame")
     corner = (-width / 2 + rim, -depth - 0.0015, low + rim)
@@ -574,27 +602,27 @@ def _framed(kind, rng, width, height, low, inside, rim, depth):
 
 
 @_maker
-def _picture(rng):
+def _picture(rng: np.random.Generator) -> Thing:
     width, height = rng.uniform(0.3, 1.1), rng.uniform(0.3, 0.8)
     low = rng.uniform(1.45, 1.7) - height / 2
     return _framed("picture", rng, width, height, low, "art", rng.uniform(0.015, 0.07), rng.uniform(0.015, 0.04))
 
 
 @_maker
-def _mirror(rng):
+def _mirror(rng: np.random.Generator) -> Thing:
     width, height = rng.uniform(0.4, 0.9), rng.uniform(0.6, 1.2)
     low = max(0.15, rng.uniform(1.4, 1.6) - height / 2)
     return _framed("mirror", rng, width, height, low, "mirror", rng.uniform(0.015, 0.06), rng.uniform(0.015, 0.04))
 
 
 @_maker
-def _whiteboard(rng):
+def _whiteboard(rng: np.random.Generator) -> Thing:
     width, height = rng.uniform(1.2, 2.2), rng.uniform(0.8, 1.2)
     return _framed("whiteboard", rng, width, height, rng.uniform(0.85, 1.0), "board", 0.025, 0.03)
 
 
 @_maker
-def _door(rng):
+def _door(rng: np.random.Generator) -> Thing:
     solid, width, height = Solid(), rng.uniform(0.8, 0.95), rng.uniform(1.98, 2.12)
     rim, proud = rng.uniform(0.06, 0.11), 0.03
     half = width / 2
@@ -612,7 +640,7 @@ def _door(rng):
 
 
 @_maker
-def _window(rng, width, height, low):
+def _window(rng: np.random.Generator, width: float, height: float, low: float) -> Thing:
     """Frame, bars, sill and pane in a hole of that size; the pane lies 12 cm behind the wall."""
     solid, half, rim = Solid(), width / 2, rng.uniform(0.04, 0.07)
     back, high = 0.12, low + height
@@ -634,7 +662,9 @@ def _window(rng, width, height, low):
     return _finish("window", solid)
 
 
-def _drape(solid, left, right, low, high, rng, depth=0.05):
+def _drape(
+    solid: Solid, left: float, right: float, low: float, high: float, rng: np.random.Generator, depth: float = 0.05
+) -> None:
     """A hanging cloth in folds."""
     folds = (right - left) / rng.uniform(0.09, 0.16)
     x = np.linspace(left, right, max(12, int(folds * 7)))
@@ -650,7 +680,7 @@ def _drape(solid, left, right, low, high, rng, depth=0.05):
 
 
 @_maker
-def _curtain(rng, width, height, low):
+def _curtain(rng: np.random.Generator, width: float, height: float, low: float) -> Thing:
     """A pair beside a window of that size, on a rod."""
     solid, half, high = Solid(), width / 2, low + height + rng.uniform(0.08, 0.2)
     cover, out = rng.uniform(0.1, 0.3) * width, rng.uniform(0.05, 0.2)
@@ -662,7 +692,7 @@ def _curtain(rng, width, height, low):
 
 
 @_maker
-def _blinds(rng, width, height, low):
+def _blinds(rng: np.random.Generator, width: float, height: float, low: float) -> Thing:
     solid, half, high = Solid(), width / 2 + 0.03, low + height + 0.03
     bottom = low + rng.uniform(0.2, 0.7) * height
     tilt = rng.uniform(0.2, 1.2)
@@ -675,14 +705,14 @@ def _blinds(rng, width, height, low):
 
 
 @_maker
-def _shower_curtain(rng):
+def _shower_curtain(rng: np.random.Generator) -> Thing:
     solid, width = Solid(), rng.uniform(0.6, 1.1)
     _drape(solid, -width / 2, width / 2, 0.2, rng.uniform(1.85, 2.0), rng, 0.06)
     return _finish("shower-curtain", solid)
 
 
 @_maker
-def _towel(rng):
+def _towel(rng: np.random.Generator) -> Thing:
     solid, width, low = Solid(), rng.uniform(0.3, 0.6), rng.uniform(0.7, 1.0)
     high = low + rng.uniform(0.4, 0.7)
     solid.tube((-width / 2 - 0.08, -0.06, high), (width / 2 + 0.08, -0.06, high), 0.012, "rail", sides=8)
@@ -691,7 +721,7 @@ def _towel(rng):
 
 
 @_maker
-def _column(rng, height):
+def _column(rng: np.random.Generator, height: float) -> Thing:
     solid, width, depth = Solid(), rng.uniform(0.25, 0.5), rng.uniform(0.15, 0.4)
     solid.box((-width / 2, -depth / 2, 0), (width / 2, depth / 2, height - 0.001), "body")
     return _finish("column", solid)
@@ -701,7 +731,7 @@ def _column(rng, height):
 
 
 @_maker
-def _bathtub(rng):
+def _bathtub(rng: np.random.Generator) -> Thing:
     solid, width, depth, height = Solid(), rng.uniform(1.45, 1.75), rng.uniform(0.7, 0.82), rng.uniform(0.48, 0.6)
     rim, half_w, half_d = 0.07, width / 2, depth / 2
     solid.box((-half_w, -half_d, 0), (half_w, -half_d + rim, height), "body")
@@ -715,7 +745,7 @@ def _bathtub(rng):
 
 
 @_maker
-def _toilet(rng):
+def _toilet(rng: np.random.Generator) -> Thing:
     solid, wide, seat = Solid(), rng.uniform(0.36, 0.42), rng.uniform(0.38, 0.44)
     tank = rng.uniform(0.34, 0.42)
     solid.lathe([(0.55, 0), (0.5, 0.1), (0.6, 0.2), (1, seat - 0.04), (1, seat)], "body", squash=(wide / 2, 0.26))
@@ -726,7 +756,7 @@ def _toilet(rng):
 
 
 @_maker
-def _washbasin(rng):
+def _washbasin(rng: np.random.Generator) -> Thing:
     solid, wide, high = Solid(), rng.uniform(0.5, 0.7), rng.uniform(0.8, 0.9)
     profile = [(1e-3, -0.16), (0.5, -0.15), (0.9, -0.06), (1, 0), (0.88, 0.0), (0.7, -0.07), (1e-3, -0.1)]
     solid.lathe(profile, "bowl", at=(0, -0.22, high), squash=(wide / 2, 0.22), sides=20)
@@ -740,7 +770,7 @@ def _washbasin(rng):
 
 
 @_maker
-def _bicycle(rng):
+def _bicycle(rng: np.random.Generator) -> Thing:
     """Stands along x; thin, as bicycles are."""
     solid, wheel, base = Solid(), rng.uniform(0.3, 0.35), rng.uniform(0.98, 1.08)
     for x in (-base / 2, base / 2):

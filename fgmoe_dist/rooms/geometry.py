@@ -6,10 +6,14 @@ part, "" for everything else. A *patch* is one flat face or one smooth surface: 
 a patch only and never across.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 _SIDES = 12
 
@@ -28,7 +32,7 @@ _CUBE_FACES = np.array(
 _QUAD_ST = np.array([[[0, 0], [1, 0], [1, 1]], [[0, 0], [1, 1], [0, 1]]], float)
 
 
-def cross(a, b):
+def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """`np.cross` of three-vectors, without its overhead, which is most of the time small shapes take."""
     a0, a1, a2 = a[..., 0], a[..., 1], a[..., 2]
     b0, b1, b2 = b[..., 0], b[..., 1], b[..., 2]
@@ -83,7 +87,15 @@ class Solid:
     parts: list[str] = field(default_factory=lambda: [""])
     patches: int = 0
 
-    def _add(self, vertex_T33, normal_T33, uv_T32, patch_T, slot, part):
+    def _add(
+        self,
+        vertex_T33: np.ndarray,
+        normal_T33: np.ndarray,
+        uv_T32: np.ndarray,
+        patch_T: np.ndarray,
+        slot: str,
+        part: str,
+    ) -> None:
         for names, name in ((self.slots, slot), (self.parts, part)):
             if name not in names:
                 names.append(name)
@@ -96,19 +108,27 @@ class Solid:
         arrays = [np.concatenate(column) for column in zip(*self.pieces, strict=True)]
         return Triangles(*arrays, self.slots, self.parts, self.patches)
 
-    def quad(self, corner, edge_s, edge_t, slot, part="", uv=(0.0, 0.0)):
+    def quad(
+        self,
+        corner: ArrayLike,
+        edge_s: ArrayLike,
+        edge_t: ArrayLike,
+        slot: str,
+        part: str = "",
+        uv: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
         """One flat parallelogram facing edge_s x edge_t; its texture starts at `uv` metres."""
         faces = np.array([[corner, edge_s, edge_t]], float)
         self._faces(faces, np.array([uv], float), slot, part)
 
-    def box(self, low, high, slot, part=""):
+    def box(self, low: ArrayLike, high: ArrayLike, slot: str, part: str = "") -> None:
         """A box between two corners."""
         low, high = np.asarray(low, float), np.asarray(high, float)
         faces = _CUBE_FACES * (high - low)
         faces[:, 0] += low
         self._faces(faces, np.zeros((6, 2)), slot, part)
 
-    def _faces(self, faces_F33, uv_F2, slot, part):
+    def _faces(self, faces_F33: np.ndarray, uv_F2: np.ndarray, slot: str, part: str) -> None:
         count = len(faces_F33)
         st = np.broadcast_to(_QUAD_ST, (count, 2, 3, 2))
         corner, edge_s, edge_t = (faces_F33[:, None, None, i] for i in range(3))
@@ -126,7 +146,7 @@ class Solid:
             part,
         )
 
-    def grid(self, point_AB3, normal_AB3, slot, part=""):
+    def grid(self, point_AB3: np.ndarray, normal_AB3: np.ndarray, slot: str, part: str = "") -> None:
         """A smooth sheet through a grid of points with given normals."""
         side_a, side_b = point_AB3.shape[:2]
         middle_a, middle_b = side_a // 2, side_b // 2
@@ -144,7 +164,16 @@ class Solid:
             part,
         )
 
-    def lathe(self, profile_K2, slot, part="", at=(0, 0, 0), squash=(1, 1), turn=None, sides=_SIDES):
+    def lathe(
+        self,
+        profile_K2: ArrayLike,
+        slot: str,
+        part: str = "",
+        at: ArrayLike = (0, 0, 0),
+        squash: tuple[float, float] = (1, 1),
+        turn: np.ndarray | None = None,
+        sides: int = _SIDES,
+    ) -> None:
         """A profile of (radius, height) spun about z, squashed along x and y, turned, then moved to `at`."""
         radius, height = np.asarray(profile_K2, float).T
         circle = _circle(sides)
@@ -161,14 +190,32 @@ class Solid:
             point, normal = point @ turn.T, normal @ turn.T
         self.grid(point + at, normal, slot, part)
 
-    def cylinder(self, at, radius, height, slot, part="", top=None, sides=_SIDES):
+    def cylinder(
+        self,
+        at: ArrayLike,
+        radius: float,
+        height: float,
+        slot: str,
+        part: str = "",
+        top: float | None = None,
+        sides: int = _SIDES,
+    ) -> None:
         """An upright (truncated) cone with flat, sharp ends."""
         top = radius if top is None else top
         self.lathe([[radius, 0], [top, height]], slot, part, at, sides=sides)
         self.lathe([[top, height], [1e-4, height]], slot, part, at, sides=sides)
         self.lathe([[1e-4, 0], [radius, 0]], slot, part, at, sides=sides)
 
-    def tube(self, start, end, radius, slot, part="", end_radius=None, sides=8):
+    def tube(
+        self,
+        start: ArrayLike,
+        end: ArrayLike,
+        radius: float,
+        slot: str,
+        part: str = "",
+        end_radius: float | None = None,
+        sides: int = 8,
+    ) -> None:
         """A round-ended limb from `start` to `end`."""
         start, end = np.asarray(start, float), np.asarray(end, float)
         end_radius = radius if end_radius is None else end_radius
@@ -179,13 +226,29 @@ class Solid:
         high = np.stack([end_radius * np.cos(bend), length + end_radius * np.sin(bend)], -1)
         self.lathe(np.concatenate([low, high]), slot, part, start, turn=frame(axis), sides=sides)
 
-    def ball(self, at, radii, slot, part="", turn=None, sides=_SIDES):
+    def ball(
+        self,
+        at: ArrayLike,
+        radii: Sequence[float],
+        slot: str,
+        part: str = "",
+        turn: np.ndarray | None = None,
+        sides: int = _SIDES,
+    ) -> None:
         """An ellipsoid."""
         bend = np.linspace(0, np.pi, sides // 2 + 2)
         profile = np.stack([np.sin(bend), -radii[2] * np.cos(bend)], -1)
         self.lathe(profile, slot, part, at, squash=(radii[0], radii[1]), turn=turn, sides=sides)
 
-    def cushion(self, low, high, slot, part="", power=4.0, turn=None):
+    def cushion(
+        self,
+        low: ArrayLike,
+        high: ArrayLike,
+        slot: str,
+        part: str = "",
+        power: float = 4.0,
+        turn: np.ndarray | None = None,
+    ) -> None:
         """A soft box: the superellipsoid of that power that fills the box. `turn` is about its middle."""
         low, high = np.asarray(low, float), np.asarray(high, float)
         middle, half = (low + high) / 2, (high - low) / 2
@@ -201,20 +264,20 @@ class Solid:
         self.grid(point + middle, normal, slot, part)
 
 
-def _lengths(point_K3):
+def _lengths(point_K3: np.ndarray) -> np.ndarray:
     """How far along a line of points each of them lies."""
     step = point_K3[1:] - point_K3[:-1]
     return np.concatenate([[0.0], np.sqrt((step * step).sum(-1)).cumsum()])
 
 
 @functools.cache
-def _circle(sides):
+def _circle(sides: int) -> np.ndarray:
     angle = np.linspace(0, 2 * np.pi, sides + 1)
     return np.stack([np.cos(angle), np.sin(angle)], -1)
 
 
 @functools.cache
-def _sphere(rows, columns):
+def _sphere(rows: int, columns: int) -> np.ndarray:
     up = np.linspace(-np.pi / 2, np.pi / 2, rows)[:, None]
     around = np.linspace(-np.pi, np.pi, columns)
     height = np.broadcast_to(np.sin(up), (rows, columns))
@@ -222,14 +285,14 @@ def _sphere(rows, columns):
 
 
 @functools.cache
-def _cells(side_a, side_b):
+def _cells(side_a: int, side_b: int) -> np.ndarray:
     """Corners of the two triangles of every cell of a grid. `[T, 3]`"""
     at = np.arange(side_a * side_b).reshape(side_a, side_b)
     a, b, c, d = at[:-1, :-1], at[:-1, 1:], at[1:, 1:], at[1:, :-1]
     return np.stack([np.stack([a, b, c], -1), np.stack([a, c, d], -1)], 2).reshape(-1, 3)
 
 
-def frame(axis) -> np.ndarray:
+def frame(axis: ArrayLike) -> np.ndarray:
     """A rotation that takes z to the direction of `axis`."""
     z = np.asarray(axis, float) / np.linalg.norm(axis)
     helper = np.array([1.0, 0, 0]) if abs(z[0]) < 0.9 else np.array([0, 1.0, 0])

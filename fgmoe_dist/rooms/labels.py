@@ -4,6 +4,8 @@ NYU-40 numbers from 1 as the archive's PNGs do (0 = unlabelled); VOC-21 in its u
 numbering of PASCAL-Context's LabelMap, alphabetical from 1.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 

@@ -3,7 +3,12 @@
 Part names are PASCAL-Part's ("l" and "r" are the person's own left and right). A person looks along -y. Metres.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fgmoe_dist.rooms.furniture import Thing
 from fgmoe_dist.rooms.geometry import Solid, frame, rotation
@@ -27,7 +32,7 @@ def person(rng: np.random.Generator, pose: str) -> Thing:
 class _Body:
     """Proportions, a pose, and the parts drawn on them, from the hips outwards."""
 
-    def __init__(self, rng, pose):
+    def __init__(self, rng: np.random.Generator, pose: str):
         self.rng, self.pose, self.solid = rng, pose, Solid()
         self.tall = rng.uniform(1.5, 1.92)
         self.stout = rng.uniform(0.85, 1.25)
@@ -37,14 +42,23 @@ class _Body:
         self.lean = rotation("x", rng.uniform(-0.1, 0.25) if seated else rng.uniform(-0.05, 0.15))
         self.sleeve, self.trouser = rng.choice(("long", "short", "none")), rng.choice(("long", "long", "short"))
 
-    def _limb(self, start, swing_x, swing_y, length, radii, slot, part):
+    def _limb(
+        self,
+        start: ArrayLike,
+        swing_x: float,
+        swing_y: float,
+        length: float,
+        radii: Sequence[float],
+        slot: str,
+        part: str,
+    ) -> np.ndarray:
         """A tube hanging from `start`, swung forward by swing_x and sideways by swing_y; returns its end."""
         direction = rotation("y", swing_y) @ rotation("x", -swing_x) @ _DOWN
         end = start + length * direction
         self.solid.tube(start, end, radii[0] * self.stout, slot, part, end_radius=radii[1] * self.stout, sides=10)
         return end
 
-    def legs(self):
+    def legs(self) -> None:
         rng, tall = self.rng, self.tall
         stride = rng.uniform(0.25, 0.55) if self.pose == "walk" else rng.uniform(0, 0.1)
         for name, side in (("l", 1), ("r", -1)):
@@ -67,7 +81,7 @@ class _Body:
                 piece[0][..., 2] -= low
             self.hip = self.hip - (0, 0, low)
 
-    def torso(self):
+    def torso(self) -> None:
         tall, wide = self.tall, self.stout * self.tall
         profile = [
             (0.02, -0.055 * tall),
@@ -87,7 +101,7 @@ class _Body:
         self.chin = base + self.lean @ (0, -0.008, 0.05 * tall)
         self.solid.tube(base, self.chin, 0.034 * tall, "skin", "neck", sides=10)
 
-    def arms(self):
+    def arms(self) -> None:
         rng, tall = self.rng, self.tall
         slots = {"long": ("shirt", "shirt"), "short": ("shirt", "skin"), "none": ("skin", "skin")}[self.sleeve]
         for name, side in (("l", 1), ("r", -1)):
@@ -113,15 +127,15 @@ class _Body:
             size = np.array((0.018, 0.012, 0.045)) * tall
             self.solid.ball(wrist + along * 0.04 * tall, size, "skin", f"{name}hand", turn=frame(along), sides=8)
 
-    def head(self):
+    def head(self) -> None:
         rng, size, solid = self.rng, self.tall * 0.066, self.solid
         turn = self.lean @ rotation("z", rng.normal(0, 0.35)) @ rotation("x", rng.uniform(-0.1, 0.2))
         centre = self.chin + turn @ np.array([0, -0.1 * size, 1.05 * size])
 
-        def at(x, y, z):
+        def at(x: float, y: float, z: float) -> np.ndarray:
             return centre + turn @ np.array([x, y, z]) * size
 
-        def ball(place, radii, slot, part):
+        def ball(place: tuple[float, float, float], radii: Sequence[float], slot: str, part: str) -> None:
             solid.ball(at(*place), np.array(radii) * size, slot, part, turn=turn, sides=8)
 
         solid.ball(centre, np.array((0.8, 0.92, 1.2)) * size, "skin", "head", turn=turn, sides=16)

@@ -1,18 +1,22 @@
-"""What a kitchen, a bedroom, an office ... holds, and where: one function a kind of room.
+"""What a kitchen, a bedroom, an office ... holds, and where: one function per kind of room.
 
 Each furnishes a `Room` through its placing methods; what finds no space is left out.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 
 from fgmoe_dist.rooms import people
 from fgmoe_dist.rooms.furniture import make
 from fgmoe_dist.rooms.geometry import rotation
-from fgmoe_dist.rooms.scene import Room, Scene
+from fgmoe_dist.rooms.scene import Placed, Room, Scene
 from fgmoe_dist.rooms.streams import stream
 
 
-def _chairs(room, table, sides):
+def _chairs(room: Room, table: Placed, sides: Iterable[int]) -> list[Placed]:
     """Chairs drawn up to a table, looking at it; returns those that fit."""
     low, high = table.thing.shape.bounds
     ignore = [i for i, box in enumerate(room.boxes) if (box[0] <= table.at + 1e-6).all() and (table.at <= box[1]).all()]
@@ -27,14 +31,14 @@ def _chairs(room, table, sides):
     return [chair for chair in chairs if chair]
 
 
-def _top(room, base, names, chance=0.7):
+def _top(room: Room, base: Placed | None, names: tuple[str, ...], chance: float = 0.7) -> None:
     for name in names:
         if room.rng.random() < chance:
             options = {"small": True} if name == "plant" else {}
             room.on_top(base, make(name, room.rng, **options))
 
 
-def _bedroom(room):
+def _bedroom(room: Room) -> None:
     rng = room.rng
     bed = room.against(make("bed", rng), gap=0.02, clear=0.3)
     if bed:
@@ -63,17 +67,16 @@ def _bedroom(room):
         room.against(make("mirror", rng))
 
 
-def _study(room):
+def _study(room: Room) -> None:
     rng = room.rng
     desk = room.against(make("desk", rng), gap=0.03)
     if desk:
         room.on_top(desk, make("television", rng), 0.15)
         _top(room, desk, ("lamp", "books", "paper", "paper", "vase", "bottle", "box"), 0.5)
-        return _chairs(room, desk, (0,))
-    return []
+        _chairs(room, desk, (0,))
 
 
-def _living(room):
+def _living(room: Room) -> None:
     rng = room.rng
     wall = rng.integers(4)
     sofa = room.against(make("sofa", rng), wall, gap=0.03, clear=0.3)
@@ -100,7 +103,7 @@ def _living(room):
             room.against(make(name, rng), gap=0.0 if name == "hung_shelf" else 0.05, clear=0.2)
 
 
-def _office(room):
+def _office(room: Room) -> None:
     rng = room.rng
     for _ in range(rng.integers(1, 4)):
         _study(room)
@@ -122,7 +125,7 @@ def _office(room):
             _chairs(room, table, (0, 1, 2, 3))
 
 
-def _kitchen(room):
+def _kitchen(room: Room) -> None:
     rng = room.rng
     wall = rng.integers(4)
     counter = room.against(make("counter", rng), wall, gap=0.02, clear=0.5)
@@ -139,7 +142,7 @@ def _kitchen(room):
         _chairs(room, table, rng.permutation(4)[: rng.integers(2, 5)])
 
 
-def _dining(room):
+def _dining(room: Room) -> None:
     rng = room.rng
     table = room.stand(make("table", rng), room.size / 2, rng.choice((0, np.pi / 2)), 0.4)
     if table:
@@ -157,7 +160,7 @@ def _dining(room):
             _top(room, room.against(make(name, rng), gap=0.03), ("vase", "lamp", "bottle", "books"), 0.5)
 
 
-def _bathroom(room):
+def _bathroom(room: Room) -> None:
     rng = room.rng
     tub = room.against(make("bathtub", rng), gap=0.01)
     if tub and rng.random() < 0.7:
@@ -188,7 +191,7 @@ _SHARES = {
 }
 
 
-def _company(room, rng):
+def _company(room: Room, rng: np.random.Generator) -> None:
     """People on seats and on the floor, pets, a bicycle, plants and bottles: what PASCAL's images are about."""
     seats = [(placed, seat) for placed in room.placed for seat in placed.thing.seats]
     guests = rng.integers(1, 4)
@@ -209,7 +212,7 @@ def _company(room, rng):
             room.on_top(placed, make("bottle", rng))
 
 
-def _openings(room):
+def _openings(room: Room) -> None:
     rng = room.rng
     if rng.random() < 0.75:
         room.against(make("door", rng), clear=0.6)
@@ -220,7 +223,7 @@ def _openings(room):
         room.against(make("column", rng, height=room.size[2]))
 
 
-def _finishing(room):
+def _finishing(room: Room) -> None:
     rng = room.rng
     # Whatever still fits along bare walls: an empty room makes a dull picture.
     for name in ("chair", "stool", "bookshelf", "dresser", "cabinet", "shelves", "armchair", "desk", "night_stand"):

@@ -3,12 +3,15 @@
 Labels come from one ray through each pixel's centre. The photograph adds area lights, one bounce of indirect light,
 mirrors and sheen. Light is sampled sparsely: each pixel of a 4 x 4 tile takes another of 16 samples of every light,
 then a 4 x 4 box filter that stays within one patch collects all 16, which leaves no noise on flat surfaces at the price
-of one ray a pixel; indirect light does the same on a coarser grid. Outlines are smoothed afterwards, by extra rays at
+of one ray per pixel; indirect light does the same on a coarser grid. Outlines are smoothed afterwards, by extra rays at
 the edges of patches only.
 
 Shapes: H x W pixels, N = H * W of them row by row (or any set of points), T triangles.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +19,7 @@ import numpy as np
 from fgmoe_dist.rooms.camera import Camera
 from fgmoe_dist.rooms.geometry import cross
 from fgmoe_dist.rooms.scene import Scene
-from fgmoe_dist.rooms.tracer import Tracer
+from fgmoe_dist.rooms.tracer import Hits, Tracer
 
 _TILE = 4
 _LIFT = 1e-3  # metres that secondary rays start above their surface
@@ -62,7 +65,7 @@ class Renderer:
 
     # ------------------------------------------------------------------------------------------- labels
 
-    def view(self, camera: Camera, size) -> tuple[View, _Surface]:
+    def view(self, camera: Camera, size: tuple[int, int]) -> tuple[View, _Surface]:
         """What each pixel's centre shows, and the surface there."""
         ray_N3 = camera.rays(size)
         hits = self.tracer.cast(np.broadcast_to(camera.at, ray_N3.shape), ray_N3)
@@ -81,7 +84,9 @@ class Renderer:
         depth_HW = depth_N.astype(np.float32).reshape(size)
         return View(triangle_HW, *labels, depth_HW, normal_N3.reshape(*size, 3)), surface
 
-    def _surface(self, hits, triangle_N, point_N3, ray_N3, footprint_N) -> _Surface:
+    def _surface(
+        self, hits: Hits, triangle_N: np.ndarray, point_N3: np.ndarray, ray_N3: np.ndarray, footprint_N: np.ndarray
+    ) -> _Surface:
         u, v = hits.u_N[:, None], hits.v_N[:, None]
         w = 1 - u - v
         corners = self._normal_T33[triangle_N]
@@ -118,7 +123,9 @@ class Renderer:
         radiance_HW3 = _smooth_outlines(self, camera, view, radiance_N3.reshape(*size, 3))
         return _develop(radiance_HW3, rng)
 
-    def _direct(self, point_N3, normal_N3, sample_N, shadows=True) -> np.ndarray:
+    def _direct(
+        self, point_N3: np.ndarray, normal_N3: np.ndarray, sample_N: np.ndarray, shadows: bool = True
+    ) -> np.ndarray:
         """Irradiance from the lights, divided by pi as all light here is. `[N, 3]`"""
         total_N3 = np.zeros_like(point_N3)
         start_N3 = point_N3 + normal_N3 * np.float32(_LIFT)
@@ -141,7 +148,7 @@ class Renderer:
             total_N3[lit] += gain_N[lit, None] * np.float32(light.power)
         return total_N3
 
-    def _bounced(self, surface, patch_HW) -> np.ndarray:
+    def _bounced(self, surface: _Surface, patch_HW: np.ndarray) -> np.ndarray:
         """Light that comes by way of one other surface, sampled by the cosine over the hemisphere. `[N, 3]`
 
         It changes slowly, so every second pixel of every second row is enough, and those that lie on another patch.
@@ -159,7 +166,15 @@ class Renderer:
         light_N3[pick] = self._glimpse(surface.point_N3[pick], normal_N3, direction_N3, sample_N)
         return _within_patches(light_N3, patch_HW, range(-8, 8), chosen_HW)
 
-    def _glimpse(self, point_N3, normal_N3, direction_N3, sample_N, pixel_angle=None, shadows=True):
+    def _glimpse(
+        self,
+        point_N3: np.ndarray,
+        normal_N3: np.ndarray,
+        direction_N3: np.ndarray,
+        sample_N: np.ndarray,
+        pixel_angle: float | None = None,
+        shadows: bool = True,
+    ) -> np.ndarray:
         """Radiance met along directions. `[N, 3]`
 
         For reflections in texture detail, given the angle of a pixel. Else for lighting: in mean colours, and without
@@ -182,10 +197,12 @@ class Renderer:
         radiance_N3[missed_N] = 0
         return radiance_N3
 
-    def _ambient(self):
+    def _ambient(self) -> np.ndarray:
         return _AMBIENT * sum(light.power * (0.3 if light.distant else 1.0) for light in self.scene.lights)
 
-    def _add_reflections(self, radiance_N3, surface, camera, sample_N, patch_HW):
+    def _add_reflections(
+        self, radiance_N3: np.ndarray, surface: _Surface, camera: Camera, sample_N: np.ndarray, patch_HW: np.ndarray
+    ) -> None:
         """Mirrors and sheen, in place. Sheen is too faint for shadows, and filtered as light is, so a little rough."""
         gloss_N = self.scene.paint.gloss_M[surface.material_N]
         for pick, copies in ((np.flatnonzero(gloss_N >= 0.5), 4), (np.flatnonzero((gloss_N > 0) & (gloss_N < 0.5)), 1)):
@@ -219,13 +236,13 @@ _GRID = (np.stack([_ORDER % 4, _ORDER // 4], -1).astype(np.float32) + 0.5 + _ORD
 _HEMISPHERE = (np.arange(64)[:, None] * (0.7548776662466927, 0.5698402909980532) % 1).astype(np.float32)
 
 
-def _tile_samples(size, side=_TILE, spacing=1):
+def _tile_samples(size: tuple[int, int], side: int = _TILE, spacing: int = 1) -> np.ndarray:
     """Which sample each pixel takes, in tiles of side x side pixels that are `spacing` apart. `[N]`"""
     y, x = np.mgrid[: size[0], : size[1]] // spacing
     return ((y % side) * side + x % side).ravel()
 
 
-def _around(normal_N3, s_N, t_N):
+def _around(normal_N3: np.ndarray, s_N: np.ndarray, t_N: np.ndarray) -> np.ndarray:
     """Cosine-distributed directions about normals."""
     angle, radius = 2 * np.pi * s_N, np.sqrt(t_N)
     # The frame without branches of Duff et al., "Building an Orthonormal Basis, Revisited", 2017.
@@ -239,7 +256,9 @@ def _around(normal_N3, s_N, t_N):
     return (radius * np.cos(angle))[:, None] * along_s + (radius * np.sin(angle))[:, None] * along_t + up
 
 
-def _within_patches(light_N3, patch_HW, reach, weight_HW=None):
+def _within_patches(
+    light_N3: np.ndarray, patch_HW: np.ndarray, reach: Iterable[int], weight_HW: np.ndarray | None = None
+) -> np.ndarray:
     """The box filter over pixels of the same patch, one axis after the other; `weight` is 0 where there is no light."""
     # Weights ride along as a fourth channel; channels first, so that masks broadcast along whole rows.
     total_4HW = np.ones((4, *patch_HW.shape), np.float32)
@@ -256,7 +275,7 @@ def _within_patches(light_N3, patch_HW, reach, weight_HW=None):
     return (total_4HW[:3] / np.maximum(total_4HW[3], 1e-6)).reshape(3, -1).T
 
 
-def _overlap(axis, shift):
+def _overlap(axis: int, shift: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Slices of pixels that have a neighbour `shift` further along an axis, and of those neighbours."""
     here, there = [slice(None), slice(None)], [slice(None), slice(None)]
     here[axis] = slice(max(0, -shift), -shift if shift > 0 else None)
@@ -267,7 +286,7 @@ def _overlap(axis, shift):
 _SUBPIXELS = ((-0.375, -0.125), (0.125, -0.375), (0.375, 0.125), (-0.125, 0.375))
 
 
-def _smooth_outlines(renderer, camera, view, radiance_HW3):
+def _smooth_outlines(renderer: Renderer, camera: Camera, view: View, radiance_HW3: np.ndarray) -> np.ndarray:
     """At edges of patches the mean of four rays, each coloured as the nearest pixel of the patch it meets."""
     patch_HW = view.patch_HW
     height, width = patch_HW.shape
@@ -301,7 +320,7 @@ def _smooth_outlines(renderer, camera, view, radiance_HW3):
     return out
 
 
-def _develop(radiance_HW3, rng):
+def _develop(radiance_HW3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Exposure, white balance, film curve, vignette and sensor noise; sRGB bytes."""
     height, width = radiance_HW3.shape[:2]
     bright = np.exp(np.log(radiance_HW3.mean(-1) + 1e-3).mean())
@@ -317,9 +336,9 @@ def _develop(radiance_HW3, rng):
     return np.clip(np.rint(display), 0, 255).astype(np.uint8)
 
 
-def _display_curve():
+def _display_curve() -> np.ndarray:
     light = np.linspace(0, 1, 8192)
     return (255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)).astype(np.float32)
 
 
-_DISPLAY = _display_curve()  # sRGB by table: a power a pixel costs more than a ray
+_DISPLAY = _display_curve()  # sRGB by table: a power per pixel costs more than a ray

@@ -6,10 +6,14 @@ looking into the room, as furniture has, so one placement serves a wall, what ha
 Shapes: T triangles.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fgmoe_dist.rooms.furniture import Thing, make
 from fgmoe_dist.rooms.geometry import Solid, rotation
@@ -49,14 +53,14 @@ class Scene:
 
 
 @dataclass
-class _Placed:
+class Placed:
     thing: Thing
     turn: np.ndarray
     at: np.ndarray
     taken: list = field(default_factory=list)  # (spot, radius) of what lies on it
     brightness: float = 0.0  # of its pane or shade
 
-    def to_world(self, point):
+    def to_world(self, point: ArrayLike) -> np.ndarray:
         return self.turn @ np.asarray(point, float) + self.at
 
 
@@ -67,26 +71,26 @@ _SHINY = ("floor", "top", "front", "case", "board", "glass", "clay", "body", "bo
 class Room:
     """An empty room that is furnished piece by piece and then turned into a `Scene`."""
 
-    def __init__(self, rng: np.random.Generator, look: np.random.Generator, size):
+    def __init__(self, rng: np.random.Generator, look: np.random.Generator, size: ArrayLike):
         self.rng, self.look = rng, look
         self.size = np.asarray(size, float)
-        self.placed: list[_Placed] = []
+        self.placed: list[Placed] = []
         self.boxes: list[np.ndarray] = []  # [2, 3]: where nothing else may be put
         self.holes: dict[int, list] = {}  # wall -> (middle, width, low, height) of its windows, along its x
         self.lights: list[Light] = []
 
     # ------------------------------------------------------------------------------------------- placing
 
-    def wall_frame(self, wall: int):
+    def wall_frame(self, wall: int) -> tuple[np.ndarray, np.ndarray, float]:
         """Turn, middle of the foot, and length of wall 0 (far), 1 (right), 2 (near) or 3 (left)."""
         width, depth, _ = self.size
         yaw = (0.0, -np.pi / 2, np.pi, np.pi / 2)[wall]
         middle = ((width / 2, depth, 0), (width, depth / 2, 0), (width / 2, 0, 0), (0, depth / 2, 0))[wall]
         return rotation("z", yaw), np.array(middle, float), (width, depth, width, depth)[wall]
 
-    def put(self, thing: Thing, turn, at, box=None) -> _Placed:
+    def put(self, thing: Thing, turn: np.ndarray, at: ArrayLike, box: np.ndarray | None = None) -> Placed:
         """Place without asking, and take the space."""
-        placed = _Placed(thing, turn, np.asarray(at, float))
+        placed = Placed(thing, turn, np.asarray(at, float))
         self.placed.append(placed)
         if box is not None:
             self.boxes.append(box)
@@ -94,7 +98,7 @@ class Room:
             self.put(child, turn @ rotation("z", yaw), placed.to_world(offset))
         return placed
 
-    def _fits(self, box, ignore=()):
+    def _fits(self, box: np.ndarray, ignore: Sequence[int] = ()) -> bool:
         low, high = box
         if (low[:2] < -0.001).any() or (high > self.size + 0.001).any():
             return False
@@ -102,12 +106,20 @@ class Room:
         return not any((low < other[1] - 0.01).all() and (other[0] + 0.01 < high).all() for other in others)
 
     @staticmethod
-    def _box(thing, turn, at):
+    def _box(thing: Thing, turn: np.ndarray, at: np.ndarray) -> np.ndarray:
         """The box a placed thing fills. `[2, 3]`"""
         points = thing.shape.outline @ turn.T + at
         return np.stack([points.min(0), points.max(0)])
 
-    def against(self, thing: Thing, wall=None, middle=None, gap=0.0, clear=0.0, tries=14):
+    def against(
+        self,
+        thing: Thing,
+        wall: int | None = None,
+        middle: float | None = None,
+        gap: float = 0.0,
+        clear: float = 0.0,
+        tries: int = 14,
+    ) -> Placed | None:
         """Put a thing with its back to a wall (any that has room); `clear` metres before it stay free. Or None."""
         low, high = thing.shape.bounds
         for _ in range(tries if middle is None else 1):
@@ -124,7 +136,15 @@ class Room:
                 return self.put(thing, turn, at, room)
         return None
 
-    def stand(self, thing: Thing, at=None, yaw=None, spread=0.0, ignore=(), tries=14):
+    def stand(
+        self,
+        thing: Thing,
+        at: ArrayLike | None = None,
+        yaw: float | None = None,
+        spread: float = 0.0,
+        ignore: Sequence[int] = (),
+        tries: int = 14,
+    ) -> Placed | None:
         """Put a thing on the floor, anywhere or within `spread` of `at`. Or None."""
         for _ in range(tries):
             centre = self.rng.uniform((0.3, 0.3), self.size[:2] - 0.3) if at is None else np.asarray(at)[:2]
@@ -136,7 +156,7 @@ class Room:
                 return self.put(thing, turn, place, box)
         return None
 
-    def on_top(self, base: _Placed | None, thing: Thing, yaw_spread=0.4, tries=8):
+    def on_top(self, base: Placed | None, thing: Thing, yaw_spread: float = 0.4, tries: int = 8) -> Placed | None:
         """Put a small thing on a free surface of another. Or None."""
         if base is None or not base.thing.tops:
             return None
@@ -153,7 +173,7 @@ class Room:
 
     # ------------------------------------------------------------------------------------------- the shell
 
-    def window(self, wall: int):
+    def window(self, wall: int) -> Placed | None:
         """A window in a wall with its curtain or blinds; its daylight. Or None where another already is."""
         rng = self.rng
         _, _, length = self.wall_frame(wall)
@@ -182,7 +202,7 @@ class Room:
         self._daylight(placed, width, height, low)
         return placed
 
-    def _daylight(self, placed, width, height, low):
+    def _daylight(self, placed: Placed, width: float, height: float, low: float) -> None:
         look = self.look
         placed.brightness = look.choice((0.08, look.uniform(0.8, 3.5)), p=(0.2, 0.8))
         if placed.brightness < 0.1:
@@ -202,7 +222,7 @@ class Room:
             up = np.cross(across, towards)
             self.lights.append(Light(towards, across * blur, up * blur, colour * look.uniform(2, 5), distant=True))
 
-    def lamps(self):
+    def lamps(self) -> None:
         """Switch lamps on: at most two, and one at least when the sun does not shine in."""
         lamps = [placed for placed in self.placed if placed.thing.light]
         order = self.look.permutation(len(lamps))
@@ -223,7 +243,7 @@ class Room:
             centre = self.size * (0.5, 0.5, 1) - (0, 0, 0.1)
             self.lights.append(Light(centre, *(np.eye(3)[:2] * 0.6), np.full(3, 3.5), np.array([0, 0, -1.0])))
 
-    def shell(self):
+    def shell(self) -> None:
         """Walls with holes for the windows, floor and ceiling."""
         width, depth, height = self.size
         solid = Solid()
@@ -281,7 +301,9 @@ class Room:
         return Scene(*arrays, kinds, parts, shapes, painter.finish(), self.lights, self.size)
 
 
-def _around(length, height, holes):
+def _around(
+    length: float, height: float, holes: list[tuple[float, float, float, float]]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Quads (corner, edge, edge) that fill a wall around rectangular holes, in the wall's frame."""
     edges = sorted({-length / 2, length / 2, *(m + s * w / 2 for m, w, _, _ in holes for s in (-1, 1))})
     for left, right in pairwise(edges):
@@ -291,7 +313,7 @@ def _around(length, height, holes):
             yield np.array([left, 0, low]), np.array([right - left, 0, 0]), np.array([0, 0, high - low])
 
 
-def _material(painter: Painter, placed, slot: str) -> int:
+def _material(painter: Painter, placed: Placed, slot: str) -> int:
     look, glow = painter.rng, placed.brightness
     extent = np.ptp(placed.thing.shape.bounds, axis=0)
     if slot in ("skin", "hair", "lips", "eyes"):

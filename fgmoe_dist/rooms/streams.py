@@ -5,6 +5,8 @@ validation scene share neither a seed nor a piece of furniture, and a scene is t
 renders it and however many scenes its data set has.
 """
 
+from __future__ import annotations
+
 import zlib
 
 import numpy as np

@@ -7,10 +7,13 @@ browns that wood and cloth use too.
 Shapes: P patterns, S the side of a pattern in texels, M materials, N points. Colours are linear RGB in 0..1.
 """
 
+from __future__ import annotations
+
 from colorsys import hsv_to_rgb as _rgb
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 SIDE = 256
 _LEVELS = 8  # of the image pyramid: 256 down to 2
@@ -18,7 +21,7 @@ _TEXELS = sum((SIDE >> level) ** 2 for level in range(_LEVELS))
 _OFFSETS = np.cumsum([0] + [(SIDE >> level) ** 2 for level in range(_LEVELS - 1)])
 
 
-def _hsv(hue, saturation, value):
+def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
     """Display hue, saturation and value to linear light."""
     return np.array([s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in _rgb(hue, saturation, value)])
 
@@ -30,12 +33,12 @@ class Palette:
         self.rng = rng
         self.hues = rng.uniform(-0.04, 0.68, 2)
 
-    def warm(self):
+    def warm(self) -> np.ndarray:
         """A wood, leather or skin brown, from nearly black to pale."""
         hue, saturation, value = self.rng.random(3)
         return _hsv(0.035 + 0.075 * hue, 0.2 + 0.4 * saturation, 0.2 + 0.72 * value)
 
-    def colour(self):
+    def colour(self) -> np.ndarray:
         """Any colour of the scene."""
         family, hue, saturation, value = self.rng.random(4)
         if family < 0.33:
@@ -46,7 +49,7 @@ class Palette:
             (self.hues[int(hue * 2)] + 0.04 * (hue * 2 % 1) - 0.02) % 1, 0.15 + 0.38 * saturation, 0.3 + 0.55 * value
         )
 
-    def companion(self, colour, contrast):
+    def companion(self, colour: np.ndarray, contrast: float) -> np.ndarray:
         """A colour that goes with another: lighter or darker, a little of a third one in it."""
         side, much = self.rng.random(2)
         gain = np.exp((-contrast if side < 0.5 else contrast) * (0.5 + much))
@@ -60,7 +63,7 @@ class Palette:
 _Y, _X = np.mgrid[:SIDE, :SIDE] / SIDE
 
 
-def _clouds(rng, slope=1.4):
+def _clouds(rng: np.random.Generator, slope: float = 1.4) -> np.ndarray:
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None]) * SIDE
     spectrum = np.fft.rfft2(rng.standard_normal((SIDE, SIDE), np.float32)) / np.maximum(frequency, 1) ** slope
     spectrum[0, 0] = 0
@@ -68,11 +71,11 @@ def _clouds(rng, slope=1.4):
     return field / field.std()
 
 
-def _plain(rng, noise):
+def _plain(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     return 0.5 + 0.07 * noise
 
 
-def _grain(rng, noise, rings=None):
+def _grain(rng: np.random.Generator, noise: np.ndarray, rings: int | None = None) -> np.ndarray:
     rings = rng.integers(3, 9) if rings is None else rings
     return 0.5 + 0.35 * np.sin(2 * np.pi * (rings * _Y + 0.35 * noise[(np.arange(SIDE) * 4) % SIDE][:, _STRETCH]))
 
@@ -80,7 +83,7 @@ def _grain(rng, noise, rings=None):
 _STRETCH = (np.abs(np.arange(SIDE) - SIDE // 2)) // 4  # reads a field slowly along x, and back: it still tiles
 
 
-def _planks(rng, noise):
+def _planks(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     rows, ends = 6, rng.uniform(0, 1, 6)
     row = np.minimum((_Y * rows).astype(int), rows - 1)
     board = (_X + ends[row]) % 1
@@ -89,14 +92,14 @@ def _planks(rng, noise):
     return np.where(gap, 0.0, tone + 0.25 * (_grain(rng, noise, rings=2 * rows) - 0.5))
 
 
-def _tiles(rng, noise):
+def _tiles(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     count, joint = rng.integers(2, 6), rng.uniform(0.02, 0.06)
     gap = ((_X * count) % 1 < joint) | ((_Y * count) % 1 < joint)
     tone = rng.uniform(0.6, 0.9, (count, count))[(_Y * count).astype(int), (_X * count).astype(int)]
     return np.where(gap, 0.05, tone + 0.06 * noise)
 
 
-def _bricks(rng, noise):
+def _bricks(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     rows = 8
     row = (_Y * rows).astype(int)
     along = (_X * 4 + 0.5 * (row % 2)) % 4
@@ -104,36 +107,36 @@ def _bricks(rng, noise):
     return np.where(gap, 0.95, rng.uniform(0.1, 0.6, (rows, 4))[row, along.astype(int)] + 0.08 * noise)
 
 
-def _stripes(rng, noise):
+def _stripes(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     wave = np.sin(2 * np.pi * rng.integers(2, 9) * _X + rng.uniform(0, 6))
     return 0.5 + 0.45 * np.tanh(wave * rng.uniform(1, 8)) + 0.04 * noise
 
 
-def _checks(rng, noise):
+def _checks(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     count, share = rng.integers(2, 6), rng.uniform(0.3, 0.6)
     return 0.2 + 0.35 * ((_X * count) % 1 < share) + 0.35 * ((_Y * count) % 1 < share) + 0.03 * noise
 
 
-def _dots(rng, noise):
+def _dots(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     count, radius = rng.integers(3, 8), rng.uniform(0.15, 0.38)
     x, y = (_X * count + 0.5 * ((_Y * count).astype(int) % 2)) % 1, (_Y * count) % 1
     return np.clip(0.5 + (radius - np.hypot(x - 0.5, y - 0.5)) * 12, 0.05, 0.95) + 0.03 * noise
 
 
-def _marble(rng, noise):
+def _marble(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     return np.exp(-np.abs(noise) * rng.uniform(2, 5)) * 0.8 + 0.1
 
 
-def _weave(rng, noise):
+def _weave(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     count = rng.integers(24, 48)
     return 0.5 + 0.2 * np.sin(2 * np.pi * count * _X) * np.sin(2 * np.pi * count * _Y) + 0.1 * noise
 
 
-def _blobs(rng, noise):
+def _blobs(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     return np.tanh(noise * rng.uniform(1, 4)) * 0.45 + 0.5
 
 
-def _diamonds(rng, noise):
+def _diamonds(rng: np.random.Generator, noise: np.ndarray) -> np.ndarray:
     count = rng.integers(2, 6)
     distance = np.abs((_X * count) % 1 - 0.5) + np.abs((_Y * count) % 1 - 0.5)
     return 0.5 + 0.4 * np.sin(2 * np.pi * distance * rng.integers(1, 4)) + 0.03 * noise
@@ -143,7 +146,7 @@ PATTERNS = (_plain, _grain, _planks, _tiles, _bricks, _stripes, _checks, _dots, 
 _QUIET = (_plain, _grain, _weave, _marble)
 
 
-def _pyramid(field_SS):
+def _pyramid(field_SS: np.ndarray) -> np.ndarray:
     levels = [np.clip(field_SS, 0, 1).astype(np.float32)]
     for _ in range(_LEVELS - 1):
         last = levels[-1]
@@ -157,23 +160,23 @@ class Paint:
 
     texel_PX: np.ndarray  # the pyramids, flattened
     pattern_M: np.ndarray
-    repeat_M2: np.ndarray  # patterns a metre
+    repeat_M2: np.ndarray  # patterns per metre
     colour_M33: np.ndarray
     emission_M: np.ndarray  # 0 = reflects only, else glows with that many times its colour
     gloss_M: np.ndarray  # reflectance at normal incidence; 1 = mirror
 
-    def albedo(self, material_N, uv_N2, footprint_N):
+    def albedo(self, material_N: np.ndarray, uv_N2: np.ndarray, footprint_N: np.ndarray) -> np.ndarray:
         """Colours at texture coordinates in metres, averaged over about `footprint` metres. `[N, 3]` float32."""
         share = self._pattern(material_N, uv_N2, footprint_N)[:, None]
         low, middle, high = (self.colour_M33[material_N, i] for i in range(3))
         return np.where(share < 0.5, low + (middle - low) * (2 * share), middle + (high - middle) * (2 * share - 1))
 
-    def mean_albedo(self):
+    def mean_albedo(self) -> np.ndarray:
         """`[M, 3]`"""
         middle = self.texel_PX[:, -4:].mean(1)[self.pattern_M][:, None]
         return self.colour_M33[:, 0] * (1 - middle) + self.colour_M33[:, 2] * middle
 
-    def _pattern(self, material_N, uv_N2, footprint_N):
+    def _pattern(self, material_N: np.ndarray, uv_N2: np.ndarray, footprint_N: np.ndarray) -> np.ndarray:
         repeat = self.repeat_M2[material_N]
         level = np.log2(np.maximum(footprint_N * repeat.max(1) * SIDE, 1))
         level = np.minimum((level + 0.5).astype(np.int32), _LEVELS - 1)
@@ -193,7 +196,7 @@ class Paint:
 
 
 class Painter:
-    """Draws materials for a scene, one call a material, then hands all of them over as a `Paint`."""
+    """Draws materials for a scene, one call per material, then hands all of them over as a `Paint`."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng, self.palette = rng, Palette(rng)
@@ -209,11 +212,13 @@ class Painter:
         self.texels.append(_pyramid(0.5 + 0.25 * _clouds(rng, 1.9)))  # paintings and screens
         self.rows = []
 
-    def _row(self, pattern, repeat, colours, emission=0.0, gloss=0.0):
+    def _row(
+        self, pattern: int, repeat: np.ndarray, colours: np.ndarray, emission: float = 0.0, gloss: float = 0.0
+    ) -> int:
         self.rows.append((pattern, repeat, colours, emission, gloss))
         return len(self.rows) - 1
 
-    def any(self, emission=0.0, may_shine=True) -> int:
+    def any(self, emission: float = 0.0, may_shine: bool = True) -> int:
         """A material of the common distribution; soft and curved things should not shine."""
         rng = self.rng
         loud = rng.random() < 0.45
@@ -230,12 +235,12 @@ class Painter:
         colour = self.palette.warm()
         return self._row(len(self.kinds) - 1, np.ones(2), np.stack([colour * 0.93, colour, colour * 1.05]))
 
-    def picture(self, size, emission=0.0) -> int:
+    def picture(self, size: ArrayLike, emission: float = 0.0) -> int:
         """A painting or a screen's picture, once across `size` (width, height) metres."""
         colours = np.stack([self.palette.colour() for _ in range(3)])
         return self._row(len(self.texels) - 1, 1 / np.maximum(size, 0.05), colours, emission, 0.03)
 
-    def sky(self, height, brightness) -> int:
+    def sky(self, height: float, brightness: float) -> int:
         """What a window shows: ground, haze and sky, from day to night, `height` metres of it."""
         rng = self.rng
         ground, haze = self.palette.colour() * 0.5, np.array([0.8, 0.85, 0.9])

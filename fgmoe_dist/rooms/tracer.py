@@ -3,11 +3,14 @@
 Shapes: T triangles, N rays.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
+from numpy.typing import ArrayLike
 
 _FAR = np.float32(1e30)
 
@@ -29,22 +32,22 @@ class Tracer:
         self._all = _commit(vertex_T33)
         self._casters = self._all if casts_T is None else _commit(vertex_T33[casts_T])
 
-    def cast(self, origin_N3, direction_N3) -> Hits:
+    def cast(self, origin_N3: np.ndarray, direction_N3: np.ndarray) -> Hits:
         """The first hits; distances are in lengths of the direction."""
         out = self._all.run(_floats(origin_N3), _floats(direction_N3), query="INTERSECT", output=True)
         return Hits(out["primID"], out["tfar"], out["u"], out["v"])
 
-    def blocked(self, origin_N3, direction_N3, reach_N=None) -> np.ndarray:
+    def blocked(self, origin_N3: np.ndarray, direction_N3: np.ndarray, reach_N: np.ndarray | None = None) -> np.ndarray:
         """Whether a shadow caster lies within `reach` lengths of the direction. `[N]` bool"""
         reach = np.full(len(origin_N3), _FAR) if reach_N is None else _floats(reach_N)
         return self._casters.run(_floats(origin_N3), _floats(direction_N3), dists=reach, query="OCCLUDED") == 0
 
 
-def _commit(vertex_T33):
+def _commit(vertex_T33: np.ndarray) -> EmbreeScene:
     scene = EmbreeScene()
     TriangleMesh(scene, _floats(vertex_T33))
     return scene
 
 
-def _floats(values):
+def _floats(values: ArrayLike) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32)

@@ -6,12 +6,15 @@ changes a byte. Each file is written beside its place and renamed; an image coun
 Shapes: H x W pixels.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import multiprocessing
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import PARTIAL, write_atomically
 from fgmoe_dist.progress import track
 from fgmoe_dist.rooms.camera import choose
 from fgmoe_dist.rooms.labels import KINDS
@@ -30,7 +34,6 @@ from fgmoe_dist.rooms.streams import SPLITS, stream
 
 LAYOUTS = ("nyud", "pascal")
 _MANIFEST = "rooms.json"
-_BESIDE = ".unfinished"
 _GENERATOR = 1  # raise it when the same seed no longer gives the same bytes
 
 
@@ -46,7 +49,15 @@ class _Set:
     generator: int = _GENERATOR
 
 
-def write_rooms(layout, out, train, val, seed, size=(256, 336), workers=None) -> None:
+def write_rooms(
+    layout: str,
+    out: Path | str,
+    train: int,
+    val: int,
+    seed: int,
+    size: tuple[int, int] = (256, 336),
+    workers: int | None = None,
+) -> None:
     """Render a data set of rooms into `out`, in the folder layout of an archive.
 
     Args:
@@ -71,7 +82,7 @@ def write_rooms(layout, out, train, val, seed, size=(256, 336), workers=None) ->
         pass
     for split in SPLITS:
         lines = [image_id(split, index) + "\n" for index in range(getattr(wanted, split))]
-        _save(root / _LISTS[layout] / f"{split}.txt", "".join(lines).encode())
+        write_atomically(root / _LISTS[layout] / f"{split}.txt", "".join(lines).encode())
 
 
 def image_id(split: str, index: int) -> str:
@@ -79,7 +90,7 @@ def image_id(split: str, index: int) -> str:
     return f"{split}_{index:05d}"
 
 
-def _check(wanted):
+def _check(wanted: _Set) -> None:
     if wanted.layout not in LAYOUTS:
         raise UserError(f"layout is {wanted.layout!r}; choose one of {', '.join(LAYOUTS)}")
     for name in ("train", "val", "seed"):
@@ -89,12 +100,12 @@ def _check(wanted):
         raise UserError(f"size is {'x'.join(map(str, wanted.size))}; give HEIGHTxWIDTH of at least 32 pixels each")
 
 
-def _claim(root, wanted):
+def _claim(root: Path, wanted: _Set) -> None:
     """Make sure that `root` is empty or holds the beginning of this very set, and say so in its manifest."""
     manifest, content = root / _MANIFEST, json.dumps(asdict(wanted), indent=1).encode() + b"\n"
     if manifest.exists():
         if manifest.read_bytes() == content:
-            for leftover in root.rglob(f".*{_BESIDE}"):  # of a run that was killed
+            for leftover in root.rglob(f".*{PARTIAL}"):  # of a run that was killed
                 leftover.unlink()
         else:
             raise UserError(
@@ -103,10 +114,10 @@ def _claim(root, wanted):
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} exists and is not a set of rooms: give an empty or new folder as --out")
     root.mkdir(parents=True, exist_ok=True)
-    _save(manifest, content)
+    write_atomically(manifest, content)
 
 
-def _difference(manifest, wanted):
+def _difference(manifest: Path, wanted: _Set) -> str:
     try:
         found = json.loads(manifest.read_bytes())
     except ValueError:
@@ -115,7 +126,7 @@ def _difference(manifest, wanted):
     return ", ".join(f"{key} {found.get(key)!r}, not {value!r}" for key, value in pairs if found.get(key) != value)
 
 
-def _results(root, wanted, todo, workers):
+def _results(root: Path, wanted: _Set, todo: list[tuple[str, int]], workers: int) -> Iterator[None]:
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers <= 1 or len(todo) <= 1:
         yield from (_render_and_write(root, wanted, *item) for item in todo)
@@ -131,14 +142,14 @@ def _results(root, wanted, todo, workers):
                 future.cancel()
 
 
-def _render_and_write(root, wanted, split, index):
+def _render_and_write(root: Path, wanted: _Set, split: str, index: int) -> None:
     scene, view, image_HW3 = render(wanted.layout, wanted.seed, split, index, wanted.size)
     files = _FILES[wanted.layout](image_id(split, index), scene, view, image_HW3)
     for path, content in files.items():
-        _save(root / path, content)
+        write_atomically(root / path, content)
 
 
-def render(layout: str, seed: int, split: str, index: int, size) -> tuple[Scene, View, np.ndarray]:
+def render(layout: str, seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[Scene, View, np.ndarray]:
     """One image of a data set: its scene, exact labels, and the photograph, uint8 `[H, W, 3]`."""
     scene = furnish(layout, seed, split, index)
     renderer = Renderer(scene)
@@ -152,11 +163,11 @@ def render(layout: str, seed: int, split: str, index: int, size) -> tuple[Scene,
 _LISTS = {"nyud": "gt_sets", "pascal": "ImageSets/Context"}
 
 
-def _last_file(root, layout, name):
+def _last_file(root: Path, layout: str, name: str) -> Path:
     return root / {"nyud": f"images/{name}.png", "pascal": f"JPEGImages/{name}.jpg"}[layout]
 
 
-def _nyud_files(name, scene, view, image_HW3):
+def _nyud_files(name: str, scene: Scene, view: View, image_HW3: np.ndarray) -> dict[str, bytes]:
     """The image comes last: `_last_file`."""
     ids = np.array([KINDS[kind].nyu for kind in scene.kinds], np.uint8)
     return {
@@ -168,7 +179,7 @@ def _nyud_files(name, scene, view, image_HW3):
     }
 
 
-def _pascal_files(name, scene, view, image_HW3):
+def _pascal_files(name: str, scene: Scene, view: View, image_HW3: np.ndarray) -> dict[str, bytes]:
     voc = np.array([KINDS[kind].voc for kind in scene.kinds], np.uint8)
     context = np.array([KINDS[kind].context for kind in scene.kinds], np.uint16)
     semseg_HW = voc[view.thing_HW]
@@ -187,7 +198,7 @@ def _pascal_files(name, scene, view, image_HW3):
 _FILES = {"nyud": _nyud_files, "pascal": _pascal_files}
 
 
-def boundaries(region_HW) -> np.ndarray:
+def boundaries(region_HW: np.ndarray) -> np.ndarray:
     """Where a region map differs from its right, lower or lower-right neighbour: lines of one to two pixels. bool"""
     edge_HW = np.zeros(region_HW.shape, bool)
     edge_HW[:, :-1] |= region_HW[:, :-1] != region_HW[:, 1:]
@@ -196,7 +207,7 @@ def boundaries(region_HW) -> np.ndarray:
     return edge_HW
 
 
-def salient(scene, view) -> np.ndarray:
+def salient(scene: Scene, view: View) -> np.ndarray:
     """What a viewer looks at: people, and the largest other VOC object, weighted towards the middle. bool `[H, W]`"""
     height, width = view.thing_HW.shape
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
@@ -212,7 +223,7 @@ def salient(scene, view) -> np.ndarray:
     return chosen[view.thing_HW]
 
 
-def _part_annotation(name, scene, view):
+def _part_annotation(name: str, scene: Scene, view: View) -> np.ndarray:
     """PASCAL-Part's struct: `anno` = (imname, objects), an object = (class, class_ind, mask, parts).
 
     Objects without parts have the empty parts that the archive gives them.
@@ -229,7 +240,7 @@ def _part_annotation(name, scene, view):
     return _struct([(name, _struct(rows, ("class", "class_ind", "mask", "parts")))], ("imname", "objects"))
 
 
-def _struct(rows, names):
+def _struct(rows: list[tuple], names: tuple[str, ...]) -> np.ndarray:
     """A MATLAB struct array `[1, len(rows)]`."""
     array = np.empty((1, len(rows)), [(name, object) for name in names])
     for i, row in enumerate(rows):
@@ -240,29 +251,29 @@ def _struct(rows, names):
 # ---------------------------------------------------------------------------------------------------------- bytes
 
 
-def _normal_bytes(normal_HW3):
+def _normal_bytes(normal_HW3: np.ndarray) -> np.ndarray:
     return np.rint((normal_HW3 + 1) * 127.5).astype(np.uint8)
 
 
-def _png(array):
+def _png(array: np.ndarray) -> bytes:
     stream_ = io.BytesIO()
     Image.fromarray(array).save(stream_, "PNG", compress_level=2)
     return stream_.getvalue()
 
 
-def _jpeg(array):
+def _jpeg(array: np.ndarray) -> bytes:
     stream_ = io.BytesIO()
     Image.fromarray(array).save(stream_, "JPEG", quality=92)
     return stream_.getvalue()
 
 
-def _npy(array):
+def _npy(array: np.ndarray) -> bytes:
     stream_ = io.BytesIO()
     np.save(stream_, array, allow_pickle=False)
     return stream_.getvalue()
 
 
-def _mat(variables):
+def _mat(variables: dict[str, np.ndarray]) -> bytes:
     """A MATLAB 5 file of one variable.
 
     SciPy's own compression is as slow as the rendering of the masks, so the variable is compressed here, lightly. The
@@ -276,10 +287,3 @@ def _mat(variables):
     header, variable = stream_.getvalue()[116:128], zlib.compress(stream_.getvalue()[128:], 1)
     tag = struct.pack("=II", 15, len(variable))  # miCOMPRESSED, in the byte order that the header declares
     return b"MATLAB 5.0 MAT-file, written by fgmoe rooms".ljust(116) + header + tag + variable
-
-
-def _save(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}{_BESIDE}")
-    beside.write_bytes(content)
-    beside.replace(path)

@@ -1,42 +1,95 @@
-"""The six tasks, and the one place that turns their names into objects."""
+"""The tasks, and the one place that turns their names into objects.
+
+A new task is a file here with a subclass of `Task`, or of one of the five general ones, and its line in `TASKS`. A
+data set can also define tasks of its own, of the five kinds in `KINDS`, without any code.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, Sequence
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.tasks.base import IGNORE, Task
-from fgmoe_dist.tasks.classes import ClassTask
+from fgmoe_dist.metrics.constant import ConstantBaseline
+from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task
+from fgmoe_dist.tasks.binary_map import BinaryTask
+from fgmoe_dist.tasks.boundary_map import BoundaryTask
+from fgmoe_dist.tasks.class_map import ClassTask
 from fgmoe_dist.tasks.depth import Depth
 from fgmoe_dist.tasks.edge import Edge
+from fgmoe_dist.tasks.human_parts import HumanParts
 from fgmoe_dist.tasks.normals import Normals
 from fgmoe_dist.tasks.sal import Saliency
+from fgmoe_dist.tasks.scalar_map import ScalarTask
+from fgmoe_dist.tasks.semseg import Semseg
+from fgmoe_dist.tasks.vector_map import VectorTask
 
-__all__ = ["IGNORE", "TASKS", "DatasetInfo", "Task", "create_tasks"]
+__all__ = ["IGNORE", "KINDS", "TASKS", "DatasetInfo", "Task", "baselines", "create_tasks", "headlines"]
 
+TASKS: dict[str, type[Task]] = {
+    "semseg": Semseg,
+    "human_parts": HumanParts,
+    "sal": Saliency,
+    "normals": Normals,
+    "depth": Depth,
+    "edge": Edge,
+}
 
-TASKS = ("semseg", "human_parts", "sal", "normals", "depth", "edge")
-
-
-class DatasetInfo(Protocol):
-    """What tasks need to know of a data set: a `ShardSet` has it, and so has a checkpoint."""
-
-    tasks: list[str]
-    classes: dict[str, list[str]]
-    boundary_max_dist: float
+# What a data set's own task is made of, by the kind of its label.
+KINDS: dict[str, type[Task]] = {
+    "classes": ClassTask,
+    "binary": BinaryTask,
+    "scalar": ScalarTask,
+    "vectors": VectorTask,
+    "boundary": BoundaryTask,
+}
 
 
 def create_tasks(names: Sequence[str], info: DatasetInfo, edge_positive_weight: float = 0.95) -> list[Task]:
-    """The tasks named, in that order. UserError if the data set has no labels for one."""
+    """The tasks named, in that order.
+
+    Args:
+        names: of `TASKS`, or defined by the data set.
+        info: the data set.
+        edge_positive_weight: the weight of boundary pixels in the loss of boundary tasks.
+
+    Raises:
+        UserError: the data set has no labels for a task, or nobody knows what it is.
+    """
     missing = [name for name in names if name not in info.tasks]
     if missing:
         raise UserError(f"tasks: the shards have no {', '.join(missing)}; they have {', '.join(info.tasks)}")
-    create = {
-        "semseg": lambda: ClassTask("semseg", info.classes["semseg"]),
-        "human_parts": lambda: ClassTask("human_parts", info.classes["human_parts"]),
-        "sal": Saliency,
-        "normals": Normals,
-        "depth": Depth,
-        "edge": lambda: Edge(edge_positive_weight, info.boundary_max_dist),
-    }
-    return [create[name]() for name in names]
+    options = {"edge_positive_weight": edge_positive_weight}
+    return [_create(name, info, options) for name in names]
+
+
+def _create(name: str, info: DatasetInfo, options: dict[str, Any]) -> Task:
+    if name in TASKS:
+        return TASKS[name].create(name, info, {}, options)
+    definitions = getattr(info, "definitions", None) or {}
+    if name not in definitions:
+        raise UserError(
+            f"tasks: {name} is no task{_nearest(name, [*TASKS, *definitions])}, and the data set defines none"
+        )
+    facts = dict(definitions[name])
+    kind = facts.pop("kind", None)
+    if kind not in KINDS:
+        raise UserError(f"tasks: {name} is of kind {kind}{_nearest(str(kind), KINDS)}; use one of {', '.join(KINDS)}")
+    return KINDS[kind].create(name, info, facts, options)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def baselines(tasks: Iterable[Task]) -> dict[str, ConstantBaseline]:
+    """A fresh baseline by name for each task that has one."""
+    found = {task.name: task.baseline() for task in tasks}
+    return {name: baseline for name, baseline in found.items() if baseline is not None}
+
+
+def headlines(tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
+    """By task, what a comparison of runs needs to know of it: the `metric`, and whether `lower_is_better`."""
+    return {task.name: {"metric": task.headline, "lower_is_better": task.lower_is_better} for task in tasks}

@@ -1,4 +1,4 @@
-"""Depth in metres. Loss: L1 over pixels with a depth. Metric: RMSE."""
+"""Depth in metres. Loss: L1 over pixels with a depth. Metric: RMSE, with the field's conventions."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fgmoe_dist.metrics.meters import DepthMeter
-from fgmoe_dist.tasks.base import Task, mean_over_valid
+from fgmoe_dist.drawing import columns
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.metrics.depth import DepthConstant, DepthMeter
+from fgmoe_dist.tasks.scalar_map import ScalarTask
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Depth(Task):
-    name, title, channels, headline, lower_is_better = "depth", "depth", 1, "rmse", True
+class Depth(ScalarTask):
+    name, title, unit, headline = "depth", "depth", "m", "rmse"
     headline_scale = 100.0  # an error of a metre is as bad as the field has seen
+    finest_tick = 0.01
 
-    def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
-        return mean_over_valid((prediction_BKHW[:, 0] - target_BHW).abs(), target_BHW > 0)
+    def labelled(self, values):
+        """0 is no depth."""
+        return values > 0
 
     def predict(self, prediction_KHW: Tensor) -> np.ndarray:
         # No depth lies behind the camera; the metric would raise it to 1e-9 anyway.
@@ -26,3 +30,17 @@ class Depth(Task):
 
     def meter(self) -> DepthMeter:
         return DepthMeter()
+
+    def baseline(self) -> DepthConstant:
+        return DepthConstant(self.meter())
+
+    def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
+        # 0 is "no depth" in a label only; predicted, it is a value and must show.
+        return super().column([None if depth is None else np.maximum(depth, 1e-6) for depth in predictions], truths)
+
+    def read(self, saved: np.ndarray, name: str) -> np.ndarray:
+        """Metres. The median tells another unit from a few wild pixels, which are scored."""
+        floating = np.issubdtype(saved.dtype, np.floating) and saved.size
+        if floating and (median := float(np.median(saved))) > DepthMeter.MAX_METRES:
+            raise UserError(f"{name} is {median:.3g} m at the median; save metres, not another unit")
+        return saved

@@ -10,17 +10,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import yaml
+from typing import Any, NamedTuple
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.tracking.mlflow_run import flatten
-from fgmoe_dist.tracking.run_folder import RunFolder, Scores
+from fgmoe_dist.metrics import Scores
+from fgmoe_dist.metrics.delta_m import delta_m
+from fgmoe_dist.settings import flatten
+from fgmoe_dist.tasks import TASKS
+from fgmoe_dist.tracking.run_folder import RunFolder, runs_in
 
 # Every run has its own; they say nothing of what was compared.
-OWN_SETTINGS = ("run.name", "run.dir", "tracking.uri", "tracking.experiment")
+OWN_SETTINGS = ("run.name", "run.dir", "tracking.sinks", "tracking.uri", "tracking.experiment")
 PLACE_TAGS = ("git_commit", "git_dirty", "world", "launcher", "device", "torch", "deepspeed")
 
 
@@ -35,6 +35,7 @@ class RunRecord:
     scores: Scores = field(default_factory=dict)  # of the last evaluation
     step: int | None = None  # of the last evaluation
     model: Mapping[str, float] = field(default_factory=dict)  # total, trained, ...
+    headlines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by task: metric, sign
     images_per_second: float | None = None  # median over the run
 
 
@@ -52,34 +53,27 @@ def read_folders(paths: Iterable[str | Path], unfinished: bool = False) -> list[
     """Run folders, or folders of run folders, of which unfinished runs are left out unless asked for."""
     records = []
     for path in map(Path, paths):
-        if _is_run(path):
-            records.append(read_folder(path))
-            continue
-        inside = [read_folder(child) for child in sorted(path.glob("*")) if _is_run(child)]
-        if not inside:
-            raise UserError(f"{path}: is no run folder and holds none; name one with config.yaml in it")
-        records += [record for record in inside if unfinished or record.status == "FINISHED"]
+        for folder in runs_in(path):
+            record = read_folder(folder)
+            if unfinished or folder.path == path or record.status == "FINISHED":
+                records.append(record)
     return records
 
 
-def read_folder(path: Path) -> RunRecord:
+def read_folder(folder: RunFolder) -> RunRecord:
     """One run folder. UserError where its files are damaged."""
-    folder = RunFolder(path)
-    try:
-        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path / 'config.yaml'}: cannot be read; restore it or leave the run out") from None
     about, evaluations = folder.about(), folder.evaluations()
     step = max(evaluations, default=None)
     rates = [entry["images_per_second"] for entry in folder.metrics() if entry.get("images_per_second")]
     return RunRecord(
-        name=path.resolve().name,
+        name=folder.path.resolve().name,
         status=about.get("status", "unknown"),
-        settings={key: str(value) for key, value in flatten(settings or {}).items()},
+        settings={key: str(value) for key, value in flatten(folder.settings()).items()},
         tags=about.get("tags", {}),
         scores=evaluations.get(step, {}),
         step=step,
         model=about.get("model", {}),
+        headlines=about.get("headlines", {}),
         images_per_second=statistics.median(rates) if rates else None,
     )
 
@@ -142,7 +136,7 @@ def compare(records: Sequence[RunRecord], every_metric: bool = False) -> list[Ro
 
 
 def to_markdown(records: Sequence[RunRecord], rows: Sequence[Row]) -> str:
-    """A table with a column a run, aligned so that it also reads as plain text."""
+    """A table with a column per run, aligned so that it also reads as plain text."""
     lines = [["", *(record.name for record in records)]]
     for row in rows:
         marked = [f"**{cell}**" if i in row.best else cell for i, cell in enumerate(row.cells)]
@@ -167,26 +161,24 @@ def _differing(section: str, values: Sequence[Mapping[str, str]], without: Seque
 
 
 def _score_rows(records: Sequence[RunRecord], every_metric: bool) -> list[Row]:
-    tasks = _tasks(dict.fromkeys(name for record in records for name in record.scores))
+    tasks = [_headline(name, records) for name in dict.fromkeys(name for record in records for name in record.scores)]
     rows = []
     for task in tasks:
         known = dict.fromkeys(name for record in records for name in record.scores.get(task.name, {}))
-        for metric in [task.headline, *(name for name in known if every_metric and name != task.headline)]:
+        for metric in [task.metric, *(name for name in known if every_metric and name != task.metric)]:
             values = [record.scores.get(task.name, {}).get(metric) for record in records]
-            headline = metric == task.headline  # the sign of other metrics is not declared: none is marked
-            sign = (" (lower is better)" if task.lower_is_better else " (higher is better)") if headline else ""
-            best = _best(values, task.lower_is_better) if headline else frozenset()
+            # The sign of other metrics is not declared: none is marked.
+            marked = metric == task.metric and task.lower_is_better is not None
+            sign = (" (lower is better)" if task.lower_is_better else " (higher is better)") if marked else ""
+            best = _best(values, task.lower_is_better) if marked else frozenset()
             rows.append(Row("score", f"{task.name} {metric}{sign}", tuple(_text(value) for value in values), best))
     return rows + _gain_row(records, tasks)
 
 
-def _gain_row(records: Sequence[RunRecord], tasks: Sequence[Any]) -> list[Row]:
+def _gain_row(records: Sequence[RunRecord], tasks: Sequence[Headline]) -> list[Row]:
     """Delta_m of every run with the first as the baseline; a dash where a run lacks one of the first's scores."""
-    from fgmoe_dist.metrics.delta_m import delta_m
-
-    headlines = [
-        {task.name: record.scores.get(task.name, {}).get(task.headline) for task in tasks} for record in records
-    ]
+    tasks = [task for task in tasks if task.lower_is_better is not None]
+    headlines = [{task.name: record.scores.get(task.name, {}).get(task.metric) for task in tasks} for record in records]
     known = [bool(tasks) and all(value is not None for value in scores.values()) for scores in headlines]
     if len(records) < 2 or not known[0]:
         return []
@@ -200,13 +192,23 @@ def _gain_row(records: Sequence[RunRecord], tasks: Sequence[Any]) -> list[Row]:
     return [Row("score", f"mean gain over {records[0].name} (delta_m)", ("0", *gains))]
 
 
-def _tasks(names: Iterable[str]) -> list[Any]:
-    """The tasks named, made without a data set: only their headline metric is asked for."""
-    from fgmoe_dist.tasks import create_tasks
+class Headline(NamedTuple):
+    """The metric by which a task is compared, and its sign; None where nobody recorded it."""
 
-    names = list(names)
-    nothing = SimpleNamespace(tasks=names, classes={name: [] for name in names}, boundary_max_dist=0.0)
-    return create_tasks(names, nothing)
+    name: str
+    metric: str
+    lower_is_better: bool | None
+
+
+def _headline(name: str, records: Sequence[RunRecord]) -> Headline:
+    """What a run recorded of its task; for runs that did not, what is known of the task by its name."""
+    recorded = [record.headlines[name] for record in records if name in record.headlines]
+    if recorded:
+        return Headline(name, recorded[0]["metric"], recorded[0]["lower_is_better"])
+    if name in TASKS:
+        return Headline(name, TASKS[name].headline, TASKS[name].lower_is_better)
+    metrics = [metric for record in records for metric in record.scores.get(name, ())]
+    return Headline(name, metrics[0] if metrics else "", None)
 
 
 def _best(values: Sequence[float | None], lower: bool) -> frozenset[int]:
@@ -224,7 +226,3 @@ def _text(value: float | None) -> str:
     if float(value).is_integer():
         return f"{int(value):,}"
     return f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file()

@@ -1,15 +1,16 @@
-"""The run folder: everything MLflow shows about a run, in plain files.
+"""The run folder: everything that is known of a run, in plain files. MLflow and other stores are copies of it.
 
-    config.yaml      the resolved configuration
-    about.json       status, tags, parameter counts: what a comparison needs beside configuration and scores
-    metrics.jsonl    one line a logged step, `{"step": 20, "loss": 1.25, ...}`
-    eval/<step>.json one file an evaluation, `{task: {metric: value}}`
-    pictures/<step>/ panels drawn at that evaluation
-    checkpoints/     written by `fgmoe_dist.checkpoints.checkpoint`
-    mlflow_run_id    the MLflow run that this folder belongs to
+    config.yaml        the resolved configuration
+    about.json         status, tags, parameter counts, the encoder's weights, the process: what no other file says
+    metrics.jsonl      one line per logged step, `{"step": 20, "loss": 1.25, ..., "time": 1760000000.25}`
+    eval/<step>.json   one file per evaluation, `{task: {metric: value}}`
+    pictures/<step>/   drawn at that evaluation; all of them are there once `eval/<step>.json` is
+    checkpoints/       written by `fgmoe_dist.checkpoints.checkpoint`
+    mlflow_run_id      the MLflow run that this folder belongs to
+    mlflow_cursor.json how much of all this which MLflow store has, see `cursor`
 
-Rank 0 alone writes here. Whole files are written beside and renamed, so that a reader, or a run killed
-half way, sees the old file or the new one. `metrics.jsonl` grows by single appends; a line torn by a kill
+Rank 0 alone writes here, save for pictures. Whole files are written beside and renamed, so that a reader, or a run
+killed half way, sees the old file or the new one. `metrics.jsonl` grows by single appends; a line torn by a kill
 can only be the last one, and is dropped.
 """
 
@@ -17,13 +18,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Mapping
 
+import yaml
+
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import plain, write_atomically, write_json
-
-Scores = dict[str, dict[str, float]]
+from fgmoe_dist.metrics import Scores
 
 
 class RunFolder:
@@ -32,11 +35,13 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.config_file = self.path / "config.yaml"
+        self.about_file = self.path / "about.json"
         self.stop_file = self.path / "stop"
+        self.cursor_file = self.path / "mlflow_cursor.json"
         self._metrics = self.path / "metrics.jsonl"
         self._evaluations = self.path / "eval"
         self._pictures = self.path / "pictures"
-        self._about = self.path / "about.json"
         self._mlflow_run_id = self.path / "mlflow_run_id"
 
     def create(self, config_yaml: str, resumed_step: int | None = None) -> None:
@@ -47,10 +52,10 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "config.yaml", config_yaml)
+            write_atomically(self.config_file, config_yaml)
             if resumed_step is None:
-                self._mlflow_run_id.unlink(missing_ok=True)
-                self._about.unlink(missing_ok=True)
+                for path in (self._mlflow_run_id, self.cursor_file, self.about_file):
+                    path.unlink(missing_ok=True)
             self._forget_after(-1 if resumed_step is None else resumed_step)
         except OSError as error:
             raise UserError(
@@ -58,7 +63,7 @@ class RunFolder:
             ) from None
 
     def _forget_after(self, step: int) -> None:
-        lines = [json.dumps(entry) + "\n" for entry in self.metrics() if entry["step"] <= step]
+        lines = [json.dumps(entry) + "\n" for entry in self.metrics_after(0)[0] if entry["step"] <= step]
         if self._metrics.exists():
             write_atomically(self._metrics, "".join(lines))
         for path in [*self._evaluations.glob("*.json"), *self._pictures.glob("*")]:
@@ -71,27 +76,49 @@ class RunFolder:
             self.stop_file.unlink(missing_ok=True)
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds one line to `metrics.jsonl`. JSON knows no NaN and no infinity: they become null."""
-        entry = {"step": int(step), **plain(dict(metrics))}
+        """Adds one line to `metrics.jsonl`, with the time. JSON knows no NaN and no infinity: they become null."""
+        entry = {"step": int(step), **plain(dict(metrics)), "time": round(time.time(), 3)}
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def metrics(self) -> list[dict[str, float | None]]:
-        """All lines of `metrics.jsonl`, in the order written."""
+        """All lines of `metrics.jsonl`, in the order written, without their time."""
+        entries = self.metrics_after(0)[0]
+        return [{key: value for key, value in entry.items() if key != "time"} for entry in entries]
+
+    def metrics_after(self, offset: int) -> tuple[list[dict[str, float | None]], int]:
+        """The lines of `metrics.jsonl` beyond the byte `offset`, each with its `time` in seconds since 1970, and the
+        offset of what is written next. Lines of runs that did not write times yet get the file's.
+        """
         if not self._metrics.exists():
-            return []
-        lines = self._metrics.read_text(encoding="utf-8").split("\n")
-        # What follows the last line break is empty, or torn.
-        return [json.loads(line) for line in lines[:-1] if line]
+            return [], 0
+        written = self._metrics.stat().st_mtime
+        with open(self._metrics, "rb") as file:
+            file.seek(offset)
+            whole = file.read()
+        whole = whole[: whole.rfind(b"\n") + 1]  # what follows the last line break is empty, or torn
+        entries = [json.loads(line) for line in whole.splitlines() if line]
+        return [{**entry, "time": entry.get("time", written)} for entry in entries], offset + len(whole)
 
     def write_evaluation(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> Path:
         """Writes `eval/<step>.json`; returns its path."""
-        return write_json(self._evaluations / f"{int(step)}.json", scores)
+        return write_json(self.evaluation_file(step), scores)
 
     def evaluations(self) -> dict[int, Scores]:
         """Every evaluation by its step, earliest first."""
-        paths = [path for path in self._evaluations.glob("*.json") if path.stem.isdigit()]
-        return {int(path.stem): _read_json(path) for path in sorted(paths, key=lambda path: int(path.stem))}
+        return {step: self.evaluation(step) for step in self.evaluation_files()}
+
+    def evaluation(self, step: int) -> Scores:
+        """That of one step."""
+        return _read_json(self.evaluation_file(step))
+
+    def evaluation_file(self, step: int) -> Path:
+        return self._evaluations / f"{int(step)}.json"
+
+    def evaluation_files(self) -> dict[int, Path]:
+        """`eval/<step>.json` by step, earliest first."""
+        files = {int(path.stem): path for path in self._evaluations.glob("*.json") if path.stem.isdigit()}
+        return dict(sorted(files.items()))
 
     def pictures(self, step: int) -> Path:
         """The folder for the pictures of this step, made if need be."""
@@ -99,13 +126,27 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def picture_files(self, step: int) -> list[Path]:
+        """The pictures of this step, by name."""
+        return sorted((self._pictures / str(int(step))).glob("*.png"))
+
     def update_about(self, **facts: Any) -> None:
         """Sets entries of `about.json`: `status`, `tags`, `model` (parameter counts), ..."""
-        write_json(self._about, {**self.about(), **facts})
+        write_json(self.about_file, {**self.about(), **facts})
 
     def about(self) -> dict[str, Any]:
         """What `about.json` holds; empty before the first `update_about`."""
-        return _read_json(self._about) if self._about.exists() else {}
+        return _read_json(self.about_file) if self.about_file.exists() else {}
+
+    def settings(self) -> dict[str, Any]:
+        """What `config.yaml` holds, nested. UserError where it cannot be read."""
+        try:
+            settings = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            settings = None
+        if not isinstance(settings, dict):
+            raise UserError(f"{self.config_file}: cannot be read; restore it or leave the run out")
+        return settings
 
     @property
     def mlflow_run_id(self) -> str | None:
@@ -114,6 +155,14 @@ class RunFolder:
     @mlflow_run_id.setter
     def mlflow_run_id(self, run_id: str) -> None:
         write_atomically(self._mlflow_run_id, run_id + "\n")
+
+
+def runs_in(path: Path) -> list[RunFolder]:
+    """The run folder `path`, or those that lie in it. UserError where there are none."""
+    found = [RunFolder(each) for each in (path, *sorted(path.glob("*"))) if (each / "config.yaml").is_file()]
+    if not found:
+        raise UserError(f"{path}: is no run folder and holds none; name one with config.yaml in it")
+    return found[:1] if found[0].path == path else found
 
 
 def _read_json(path: Path) -> Any:

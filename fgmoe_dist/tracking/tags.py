@@ -11,7 +11,7 @@ from typing import Mapping
 
 import torch
 
-from fgmoe_dist.machine import processor
+from fgmoe_dist.machine import device_name
 
 
 def run_tags(world: int, ep_size: int) -> dict[str, str]:
@@ -47,13 +47,6 @@ def launcher(environment: Mapping[str, str]) -> str:
     if "SLURM_SRUN_COMM_HOST" in environment:  # unlike SLURM_PROCID, absent from the batch script itself
         return "srun"
     return "python"
-
-
-def device_name() -> str:
-    """The GPU's name, or the CPU's with its number of usable cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return processor()
 
 
 def _git(folder: Path) -> dict[str, str]:

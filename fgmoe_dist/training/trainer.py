@@ -5,25 +5,28 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fgmoe_dist.config import Config, check_world
-from fgmoe_dist.data.augment import EvalTransform, FeatureTransform
+from fgmoe_dist.data.augment import EvalTransform
 from fgmoe_dist.data.shardset import ShardSet
-from fgmoe_dist.data.stream import train_batches
-from fgmoe_dist.decoders.base import Auxiliary, Output
-from fgmoe_dist.encoders.features import check_cache, train_transform
+from fgmoe_dist.decoders.base import Auxiliary, Decoder, Output
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.model import Model, create_model
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
-from fgmoe_dist.training.engines.deepspeed import create_engine, prepare, set_learning_rate
+from fgmoe_dist.training.batches import Samples, ShardSamples
+from fgmoe_dist.training.engines import Engine, load_engine
 from fgmoe_dist.training.schedule import learning_rate
+from fgmoe_dist.training.weighting import create_weighting
+from fgmoe_dist.training.weighting.base import Around
+from fgmoe_dist.training.weighting.weighing import Weighing
 
 
 @dataclass
@@ -32,6 +35,7 @@ class StepReport:
 
     losses: dict[str, Tensor]  # by task, "total", and the decoder's own under the names it logs them by
     counts: dict[str, Tensor]  # the decoder's, over all ranks
+    weights: dict[str, float]  # `weight/<task>`, the factors that the weighting method gave the losses
     grad_norm: float
     lr: float
     seconds: float
@@ -39,69 +43,97 @@ class StepReport:
 
 
 class Trainer:
-    """A run's data, model and engine on this rank."""
+    """A run's data, model and engine on this rank.
 
-    def __init__(self, config: Config, ranks: Ranks):
+    Args:
+        samples: by default the shards that `config` names.
+        engine: a name of `ENGINES`.
+
+    Attributes:
+        stage: called with "data", "encoder", "forward", "backward" or "update", gives the context that this stage of a
+            step runs in; whoever measures puts a clock there.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks, samples: Samples | None = None, engine: str = "deepspeed"):
         check_world(config, ranks.world)
         self.config, self.ranks, self.step = config, ranks, 0
-        self.train_shards = ShardSet.open(config.data.train)
-        self.val_shards = ShardSet.open(config.data.val)
-        if self.train_shards.classes != self.val_shards.classes:
-            raise UserError("data.train and data.val name other classes; build both from one data set")
-        prepare(config.parallel.ep_size)
-        model = create_model(config, self.train_shards).to(ranks.device)
-        check_cache(self.train_shards, self.val_shards, config, model.encoder)
-        self.model: Model = model
-        self.engine = create_engine(model.decoder, config)
+        self.samples: Samples = samples or ShardSamples(config)
+        module = load_engine(engine)
+        module.prepare(config.parallel.ep_size)
+        self.model: Model = create_model(config, self.samples.info).to(ranks.device)
+        self.samples.check(config, self.model.encoder)
+        self.engine: Engine = module.create_engine(self.model.decoder, config)
+        self.weighing = create_weighing(config, self.samples.count, self.model.decoder)
         # Asked now, in the precision that the engine has given it: a kernel that cannot run here ends no training.
-        self.notes: list[str] = model.decoder.notes()
-        self.eval_transform = EvalTransform(config.data.image_size, model.encoder.mean, model.encoder.std)
+        self.eval_transform = EvalTransform(config.data.image_size, self.model.encoder.mean, self.model.encoder.std)
+        self.notes: list[str] = self.model.decoder.notes()
+        self.stage: Callable[[str], AbstractContextManager] = nullcontext
         self._batches: Iterator[dict] | None = None
+
+    @property
+    def train_shards(self) -> ShardSet:
+        return self.samples.train
+
+    @property
+    def val_shards(self) -> ShardSet:
+        return self.samples.val
 
     @property
     def tasks(self) -> list[Task]:
         return self.model.tasks
 
-    def batches(self) -> Iterator[dict]:
-        """This rank's micro-batches from the current step on."""
-        data, train, cache = self.config.data, self.config.train, self.train_shards.cache
-        if cache:
-            transform = FeatureTransform(data.image_size, self.config.tasks, cache.levels_Chw)
-        else:
-            transform = train_transform(self.config, self.model.encoder, self.config.tasks)
-        return train_batches(
-            self.train_shards, self.config.tasks, batch_size=train.batch_size, micro_batch_size=train.micro_batch_size,
-            rank=self.ranks.rank, world=self.ranks.world, seed=self.config.run.seed, start_step=self.step,
-            workers=data.workers, transform=transform, views=data.views,
-            max_bad_samples=data.max_bad_samples,
-        )  # fmt: skip
-
     def train_step(self) -> StepReport:
         """One optimiser step over the global batch: accumulate, reduce, clip, update."""
         if self._batches is None:
-            self._batches = self.batches()
+            self._batches = self.samples.batches(self.config, self.model.encoder, self.ranks, self.step)
         self.engine.train()
         lr = learning_rate(self.config.train, self.step)
-        set_learning_rate(self.engine, lr)
-        start, wait, sums, counts = time.perf_counter(), 0.0, {}, {}
-        accumulation = self.engine.gradient_accumulation_steps()
+        self.engine.set_learning_rate(lr)
+        start, wait, sums, counts, batches = time.perf_counter(), 0.0, {}, {}, []
+        accumulation = self.engine.accumulation
+        self.weighing.begin(self.step)
         for part in range(accumulation):
             asked = time.perf_counter()
-            batch = next(self._batches)
+            with self.stage("data"):
+                batch = next(self._batches)
             wait += time.perf_counter() - asked
-            _seed_noise(self.config.run.seed, self.step, self.ranks.rank * accumulation + part)
-            losses, auxiliary = self.losses(self.engine(self._levels(batch)), batch)
-            self.engine.backward(losses["total"])
-            self.engine.step()
-            for name, count in auxiliary.counts.items():
-                counts[name] = counts.get(name, 0) + count
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0) + loss.detach() / accumulation
-        self.step += 1
-        norm = float(self.engine.get_global_grad_norm() or 0.0)
+            batches.append(batch if self.weighing.looks_back else None)
+            self._seed_noise(part)
+            with self.stage("encoder"):
+                levels = self._levels(batch)
+            with self.stage("forward"):
+                losses, auxiliary = self.losses(self.engine(levels), batch)
+            weighed = self.weighing.backward(auxiliary.losses.values(), 1 / accumulation, last=part == accumulation - 1)
+            with self.stage("backward"), weighed:
+                self.engine.backward(losses["total"])
+            with self.stage("update"):
+                self.engine.step()
+            _add(counts, auxiliary.counts)
+            _add(sums, {name: loss.detach() / accumulation for name, loss in losses.items()})
+        norm = self.engine.grad_norm
         self._check_finite(norm, sums)
+        if self.weighing.looks_back:
+            self._look_back(batches)
+        self.step += 1
         self.model.decoder.after_step(counts)
-        return StepReport(sums, counts, norm, lr, time.perf_counter() - start, wait)
+        return StepReport(sums, counts, self.weighing.finish(), norm, lr, time.perf_counter() - start, wait)
+
+    @torch.no_grad()
+    def _look_back(self, batches: list[dict]) -> None:
+        """Tells the weighting method the losses of the step's batch once more, by the weights that came of it."""
+        for part, batch in enumerate(batches):
+            self._seed_noise(part)
+            losses, _ = self.losses(self.model.decoder(self._levels(batch)), batch)
+            self.weighing.look_back([losses[task.name] for task in self.tasks], 1 / len(batches))
+
+    def _seed_noise(self, part: int) -> None:
+        """Noise belongs to the images, so that a resumed run draws it as the unbroken one, on any number of ranks.
+
+        Seeded after the batch is there: a loader draws from the same generator when it starts.
+        """
+        micro_batch = self.ranks.rank * self.engine.accumulation + part
+        digest = hashlib.sha256(f"{self.config.run.seed} {self.step} {micro_batch}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def _check_finite(self, norm: float, losses: dict[str, Tensor]) -> None:
         """Ends a run that has diverged, on every rank alike, since the norm is the same everywhere.
@@ -112,7 +144,7 @@ class Trainer:
             return
         here = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
         raise UserError(
-            f"step {self.step}: the gradient is not finite (losses on this rank: {here}); lower train.lr, raise"
+            f"step {self.step + 1}: the gradient is not finite (losses on this rank: {here}); lower train.lr, raise"
             f" train.warmup_steps, or look at the labels. The last checkpoint is from before"
         )
 
@@ -129,7 +161,7 @@ class Trainer:
         for task in self.tasks:
             target = batch[task.name].to(self.ranks.device, non_blocking=True)
             losses[task.name] = _task_loss(task, output.predictions[task.name], target, train.loss_average)
-        total = sum(train.loss_weights.get(task.name, 1.0) * losses[task.name] for task in self.tasks)
+        total = sum(self.weighing.terms([losses[task.name] for task in self.tasks]))
         auxiliary = self.model.decoder.auxiliary(output)
         for name, (weight, loss) in auxiliary.losses.items():
             losses[name] = loss
@@ -144,6 +176,11 @@ def mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(losses, (values / dist.get_world_size()).tolist()))
 
 
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0) + value
+
+
 def _task_loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str) -> Tensor:
     if average == "batch":
         return task.loss(prediction_BKHW, target)
@@ -151,10 +188,16 @@ def _task_loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str
     return torch.stack([task.loss(prediction, label) for prediction, label in images]).mean()
 
 
-def _seed_noise(seed: int, step: int, micro_batch: int) -> None:
-    """Noise belongs to the images, so that a resumed run draws it as the unbroken one, on any number of ranks.
-
-    Seeded after the batch is there: a loader draws from the same generator when it starts.
-    """
-    digest = hashlib.sha256(f"{seed} {step} {micro_batch}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+def create_weighing(config: Config, samples: int, decoder: Decoder) -> Weighing:
+    """The weighting method of a run over a training set of so many samples. UserError if the decoder does not fit."""
+    train, tasks, shared = config.train, config.tasks, decoder.shared_parameters()
+    around = Around(tuple(tasks), max(1, samples // train.batch_size), config.run.seed)
+    method = create_weighting(train.weighting, around)
+    if method.needs_gradients and not shared:
+        raise UserError(
+            f"train.weighting.kind={train.weighting.kind}: decoder.kind={config.decoder.kind} has no parameters that"
+            " several tasks share; choose a method that weighs losses, uncertainty or dwa"
+        )
+    seen = {id(parameter) for parameter in shared}
+    others = [p for p in decoder.parameters() if p.requires_grad and id(p) not in seen]
+    return Weighing(method, [train.loss_weights.get(task, 1.0) for task in tasks], shared, others)

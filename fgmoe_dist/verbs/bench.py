@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from pathlib import Path
 
+from fgmoe_dist.arguments import add_json
 from fgmoe_dist.files import write_json
 
 # Each module offers `add_arguments(parser)` and `run(args) -> figures`.
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (module, what) in BENCHES.items():
         one = benches.add_parser(name, help=what, description=what)
         importlib.import_module(module).add_arguments(one)
-        one.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+        add_json(one)
 
 
 def run(args: argparse.Namespace) -> None:

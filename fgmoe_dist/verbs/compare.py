@@ -1,7 +1,7 @@
 """Compare runs: the settings that differ, headline scores, parameters and throughput.
 
 Takes run folders, folders of run folders, or (with --experiment) the runs of an MLflow experiment. Prints a
-Markdown table with a column a run, the best score in bold.
+Markdown table with a column for each run, the best score in bold.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fgmoe_dist.arguments import add_json
 from fgmoe_dist.errors import UserError
 
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unfinished", action="store_true", help="also runs that failed, were killed or still run")
     parser.add_argument("--all-metrics", action="store_true", help="every metric, not only each task's headline")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run's record there")
+    add_json(parser, "every run's record")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _read(args: argparse.Namespace) -> list:
     from fgmoe_dist.tracking.compare import read_folders, read_mlflow
-    from fgmoe_dist.tracking.mlflow_run import resolve_uri
+    from fgmoe_dist.tracking.mlflow_store import resolve_uri
 
     if not args.experiment:
         return read_folders(args.runs or ["runs"], args.unfinished)

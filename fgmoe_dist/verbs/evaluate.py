@@ -9,19 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fgmoe_dist.evaluation.scores import check_writable
-from fgmoe_dist.files import write_json
+from fgmoe_dist.arguments import add_checkpoint, add_json
+from fgmoe_dist.files import check_writable, write_json
 from fgmoe_dist.ranks import process_group
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="a run folder, or one of its checkpoints/step-... folders",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--shards", metavar="WHERE", help="shards to score on; by default the run's data.val")
     parser.add_argument(
         "--predictions", type=Path, metavar="DIR", help="also save every prediction as DIR/<task>/<id>.png|npy"
@@ -33,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="W",
-        help="processes a rank to load, and as many to count (default 1)",
+        help="processes per rank to load, and as many to count (default 1)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+    add_json(parser, "the scores")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -46,19 +40,24 @@ def run(args: argparse.Namespace) -> None:
         from fgmoe_dist.data.augment import EvalTransform
         from fgmoe_dist.data.shardset import ShardSet
         from fgmoe_dist.evaluation.evaluate import evaluate
+        from fgmoe_dist.evaluation.painter import Painter
+        from fgmoe_dist.evaluation.predictions import PredictionWriter
         from fgmoe_dist.evaluation.table import print_scores
 
         model, config, info = load_model(args.checkpoint)
         shards = ShardSet.open(args.shards or config.data.val)
+        observers = []
+        if args.pictures:
+            observers.append(Painter(model.tasks, args.pictures, args.number_of_pictures, shards.samples, ranks))
+        if args.predictions:
+            observers.append(PredictionWriter(args.predictions))
         scores = evaluate(
             model.to(ranks.device),
             shards,
             EvalTransform(config.data.image_size, model.encoder.mean, model.encoder.std),
             ranks,
+            observers=observers,
             workers=args.workers,
-            pictures=args.number_of_pictures if args.pictures else 0,
-            pictures_folder=args.pictures,
-            predictions_folder=args.predictions,
         )
         if ranks.is_first:
             title = f"step {info.step}, {shards.samples} images of {shards.dataset} {shards.split}"

@@ -15,24 +15,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Iterator
 
+from fgmoe_dist.arguments import add_checkpoint, add_json
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export import FORMATS
+from fgmoe_dist.files import whole_file, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="a run folder, its checkpoints folder, or one in it",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--format", required=True, choices=FORMATS, help="what to write, see above")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the file to write")
     parser.add_argument(
@@ -42,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="greatest difference allowed, as a share of the output's greatest magnitude (default 1e-4)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was exported and the differences there")
+    add_json(parser, "what was exported and the differences")
 
 
 def _tolerance(text: str) -> float:
@@ -54,7 +49,7 @@ def _tolerance(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> None:
-    from fgmoe_dist.evaluation.scores import check_writable
+    from fgmoe_dist.files import check_writable
 
     for option in ("output", "json"):
         if getattr(args, option):
@@ -67,27 +62,22 @@ def run(args: argparse.Namespace) -> None:
     model, _, state = load_model(args.checkpoint, kernel="reference")
     model = model.float()
     check_can_export(model, state, args.format)
-    beside = args.output.with_name(f".{args.output.stem}.{os.getpid()}.{args.format}")
     started = time.perf_counter()
     write = convert_model(model, state, args.format)
-    try:
-        with _blaming(args.output):
-            write(beside)
+    with contextlib.suppress(_Differs), _blaming(args.output), whole_file(args.output) as beside:
+        write(beside)
         seconds = time.perf_counter() - started
         found = differences(model, args.format, beside)
         worst = max(difference.relative for difference in found.values())
-        if agrees := worst <= args.tolerance:
-            with _blaming(args.output):
-                os.replace(beside, args.output)
-    finally:
-        beside.unlink(missing_ok=True)
+        if worst > args.tolerance:
+            raise _Differs
     for task, difference in found.items():
         print(
             f"{task}: greatest difference {difference.greatest:.2e} where the output reaches {difference.magnitude:.3g}"
         )
     if args.json:
         _report(args, state.step, found, worst)
-    if not agrees:
+    if worst > args.tolerance:
         print(f"error: the exported model differs by {worst:.2e} of the output, above --tolerance {args.tolerance:g};"
               f" {args.output} was not written", file=sys.stderr)  # fmt: skip
         raise SystemExit(1)
@@ -95,9 +85,13 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.format} of step {state.step}, {size:.1f} MiB, in {seconds:.0f} s: {args.output}")
 
 
+class _Differs(Exception):
+    """The file does not compute what the model does, so that it must not take its name."""
+
+
 @contextlib.contextmanager
 def _blaming(output: Path) -> Iterator[None]:
-    """What fails within is a matter of the disk."""
+    """Whatever fails within is a matter of the disk, and the user's to mend."""
     from safetensors import SafetensorError
 
     try:
@@ -108,8 +102,6 @@ def _blaming(output: Path) -> Iterator[None]:
 
 
 def _report(args: argparse.Namespace, step: int, found: dict, worst: float) -> None:
-    from fgmoe_dist.files import write_json
-
     figures = {
         "format": args.format,
         "output": str(args.output),

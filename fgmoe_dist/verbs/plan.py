@@ -1,4 +1,4 @@
-"""What a configuration needs on so many GPUs: memory a rank, bytes on each link, seconds a step, the best ep_size.
+"""What a configuration needs on so many GPUs: memory per rank, bytes per link, seconds per step, best ep_size.
 
 Needs neither GPUs nor data nor weights. Memory and bytes follow from the configuration; seconds from a profile of the
 machine, which `fgmoe bench machine --json FILE` measures. Routing is taken to be even, unless --imbalance says more.
@@ -10,22 +10,32 @@ import argparse
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any
 
+from fgmoe_dist.arguments import add_config, add_json
 from fgmoe_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.columns import Columns
+    from rich.table import Table
+
+    from fgmoe_dist.config import Config
+    from fgmoe_dist.planning.counts import Counts
+    from fgmoe_dist.planning.profile import Machine
+    from fgmoe_dist.planning.search import Candidate, Plan
 
 LATENCY_US = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration, see configs/")
+    add_config(parser)
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="ranks a node (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="ranks per node (default 1)")
     parser.add_argument("--ep-size", type=int, metavar="E", help="this one only; without, all that are possible")
     parser.add_argument("--machine", type=Path, metavar="FILE", help="profile from fgmoe bench machine, for seconds")
     parser.add_argument("--memory-gib", type=float, metavar="M", help="memory of a rank (default: the machine's)")
     parser.add_argument(
-        "--internode-gbps", type=float, metavar="B", help="gigabits a second of each rank between nodes, assumed"
+        "--internode-gbps", type=float, metavar="B", help="gigabits per second of each rank between nodes, assumed"
     )
     parser.add_argument(
         "--internode-latency-us", type=float, metavar="U", help=f"of a message there, assumed (default {LATENCY_US})"
@@ -34,10 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--imbalance", type=float, default=1.0, metavar="X",
         help="routed slots of a group's busiest rank over the mean, a run's experts/rank_imbalance (default 1)",
     )  # fmt: skip
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
-    )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every candidate's figures there")
+    add_json(parser, "every candidate's figures")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,14 +79,14 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"{option} {value:g}: says nothing without {other}; give that too, or leave it out")
 
 
-def _count(config: Any) -> Any:
+def _count(config: Config) -> Counts:
     from fgmoe_dist.planning.trace import count
 
     return count(config)
 
 
-def _machine(args: argparse.Namespace) -> Optional[Any]:
-    from fgmoe_dist.planning.machine import Link, Links, read_machine
+def _machine(args: argparse.Namespace) -> Machine | None:
+    from fgmoe_dist.planning.profile import Link, Links, read_machine
 
     if args.machine is None:
         return None
@@ -90,20 +97,21 @@ def _machine(args: argparse.Namespace) -> Optional[Any]:
     return replace(machine, internode=Links(link, link), internode_source="assumed")
 
 
-def _print(config: Any, plan: Any, machine: Optional[Any]) -> None:
+def _print(config: Config, plan: Plan, machine: Machine | None) -> None:
     import sys
 
     from rich.console import Console
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
-    layout, train = plan.chosen.layout, config.train
+    placement, train = plan.chosen.placement, config.train
+    accumulation = train.batch_size // (train.micro_batch_size * placement.world)
     console.print(
-        f"{config.run.name}: {layout.world} ranks on {layout.nodes} node(s); a step of {train.batch_size} images is"
-        f" {layout.world} x {train.micro_batch_size} x {train.batch_size // (train.micro_batch_size * layout.world)};"
+        f"{config.run.name}: {placement.world} ranks on {placement.nodes} node(s);"
+        f" a step of {train.batch_size} images is {placement.world} x {train.micro_batch_size} x {accumulation};"
         f" {train.precision}, ZeRO {config.parallel.zero_stage}"
     )
     if machine:
-        source = f"; links between nodes {machine.internode_source}" if layout.nodes > 1 else ""
+        source = f"; links between nodes {machine.internode_source}" if placement.nodes > 1 else ""
         console.print(f"seconds as on {machine.name}{source}")
     console.print(_candidates(plan))
     for ep_size, reason in plan.left_out.items():
@@ -112,16 +120,18 @@ def _print(config: Any, plan: Any, machine: Optional[Any]) -> None:
     console.print(_details(plan.chosen))
 
 
-def _candidates(plan: Any) -> Any:
+def _candidates(plan: Plan) -> Table:
     from rich.table import Table
 
-    table = Table("", "ep_size", "copies of the experts", "memory a rank", "sent on a node", "sent beyond", "a step")
+    table = Table(
+        "", "ep_size", "copies of the experts", "memory per rank", "sent on a node", "sent beyond", "per step"
+    )
     for candidate in plan.candidates:
         near, far = (sum(getattr(sent, way) for sent in candidate.traffic) for way in ("near", "far"))
         table.add_row(
             "*" if candidate is plan.chosen else "",
             str(candidate.ep_size),
-            str(candidate.layout.copies),
+            str(candidate.placement.copies),
             f"{candidate.memory_bytes / 2**30:.2f} GiB" + ("" if candidate.fits else ", too much"),
             f"{near / 2**20:.1f} MiB",
             f"{far / 2**20:.1f} MiB",
@@ -130,7 +140,7 @@ def _candidates(plan: Any) -> Any:
     return table
 
 
-def _details(candidate: Any) -> Any:
+def _details(candidate: Candidate) -> Columns:
     """Three tables side by side: where a rank's memory goes, its traffic, and its time."""
     from rich.columns import Columns
 
@@ -144,7 +154,7 @@ def _details(candidate: Any) -> Any:
     return Columns(tables)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Any:
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -154,7 +164,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Any:
     return table
 
 
-def _figures(args: argparse.Namespace, plan: Any, machine: Optional[Any]) -> dict[str, Any]:
+def _figures(args: argparse.Namespace, plan: Plan, machine: Machine | None) -> dict[str, Any]:
     return {
         "config": args.config,
         "set": args.set,

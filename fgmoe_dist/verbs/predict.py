@@ -1,4 +1,4 @@
-"""Predict every task on photographs: raw predictions and one picture panel an image.
+"""Predict every task on photographs: raw predictions and one picture panel per image.
 
 Writes OUTPUT/<task>/<id>.png|npy at each image's own resolution, in the formats `fgmoe score` reads, and
 OUTPUT/panels/<id>.png. The id is the file's name without its suffix.
@@ -9,24 +9,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fgmoe_dist.arguments import add_checkpoint, add_json
 from fgmoe_dist.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="a run folder, its checkpoints folder, or one in it",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--input", required=True, type=Path, metavar="PATH", help="an image file, or a folder of them")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where predictions and panels go")
     parser.add_argument("--no-panels", action="store_true", help="only the raw predictions")
     parser.add_argument("--skip-bad", action="store_true", help="go on past images that cannot be read, naming them")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write which files were written and which were skipped"
-    )
+    add_json(parser, "which files were written and which were skipped")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -41,11 +34,11 @@ def run(args: argparse.Namespace) -> None:
 
     from fgmoe_dist.checkpoints.checkpoint import load_model
     from fgmoe_dist.drawing.panel import panel
-    from fgmoe_dist.evaluation.evaluate import save_predictions
     from fgmoe_dist.evaluation.predict import predict_image
+    from fgmoe_dist.evaluation.predictions import write_predictions
     from fgmoe_dist.progress import track
 
-    model, config, info = load_model(args.checkpoint)
+    model, config, _ = load_model(args.checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     skipped = {}
     for image_id, path in track(images.items(), "predicting", len(images)):
@@ -56,11 +49,11 @@ def run(args: argparse.Namespace) -> None:
                 raise
             skipped[str(path)] = str(error)
             continue
-        predictions = predict_image(model, image_HWC, config.data.image_size, info.classes)
-        save_predictions(args.output, image_id, predictions)
+        predictions = predict_image(model, image_HWC, config.data.image_size)
+        write_predictions(args.output, image_id, predictions)
         if not args.no_panels:
             picture = args.output / "panels" / f"{image_id}.png"
-            panel(image_HWC, predictions, None, info.classes, picture, caption=path.name)
+            panel(image_HWC, predictions, None, model.tasks, picture, caption=path.name)
     _report(args, list(images), skipped)
 
 

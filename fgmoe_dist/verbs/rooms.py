@@ -8,6 +8,7 @@ import re
 import time
 from pathlib import Path
 
+from fgmoe_dist.arguments import add_json
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
 from fgmoe_dist.rooms import LAYOUTS, write_rooms
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other rooms (default: %(default)s)")
     parser.add_argument("--size", default="256x336", metavar="HxW", help="pixels, height first (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: every core this process may use)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was made and how fast to this file")
+    add_json(parser, "what was made, and how fast")
 
 
 def run(args: argparse.Namespace) -> None:

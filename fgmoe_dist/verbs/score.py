@@ -3,6 +3,7 @@
 Predictions are files <task>/<id>.png or .npy at the images' native size:
   semseg, human_parts  uint8 class ids          sal, edge  uint8(255 * probability)
   depth                float32 .npy, metres     normals    float32 .npy [H, W, 3], or uint8 RGB with n = 2x/255 - 1
+Tasks that a data set defines itself are saved as their kind asks: see docs/evaluation.md.
 
 fgmoe score --dataset nyud --root NYUDv2 --split val --predictions out/ --json scores.json
 fgmoe score --dataset mine.yaml --split val --predictions out/ --report report/
@@ -16,6 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fgmoe_dist.arguments import add_json
 from fgmoe_dist.errors import UserError
 
 
@@ -32,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", metavar="WHERE", help="labels: a shard folder or pattern, in place of --dataset")
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR", help="folder of <task>/<id>.png|npy")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: every task with a folder of predictions")
-    parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one a line")
+    parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one per line")
     parser.add_argument("--workers", type=int, default=_cores(), metavar="W", help="processes (default: all cores)")
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="scores of single-task models (as --json writes) for delta_m"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write {task: {metric: value}}")
+    add_json(parser, "{task: {metric: value}}")
     parser.add_argument("--details", type=Path, metavar="FILE", help="write per-class and per-image figures as JSON")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html: figures, charts, images")
 
@@ -49,11 +51,11 @@ def _cores() -> int:
 
 def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.data.layouts import read_id_list
-    from fgmoe_dist.evaluation.score import score
-    from fgmoe_dist.evaluation.scores import check_writable, read_scores
+    from fgmoe_dist.evaluation.score_files import score
+    from fgmoe_dist.evaluation.scores_file import read_scores
     from fgmoe_dist.evaluation.table import print_scores
-    from fgmoe_dist.files import write_json
-    from fgmoe_dist.metrics.delta_m import relative_gains
+    from fgmoe_dist.files import check_writable, write_json
+    from fgmoe_dist.metrics.delta_m import mean_gain, relative_gains
     from fgmoe_dist.tasks import create_tasks
 
     # What can be wrong is looked at before the work, which may take minutes.
@@ -70,14 +72,14 @@ def run(args: argparse.Namespace) -> None:
     if baseline is not None:
         _require_headlines(tasks, baseline, args.baseline)
 
-    scored = score(parts, {task.name: task.meter() for task in tasks}, args.predictions, args.workers)
+    scored = score(parts, tasks, args.predictions, args.workers)
     scores = scored.scores()
     count = sum(len(part.ids) for part in parts)
     print_scores(tasks, scores, f"{count} images of {args.shards or args.root or args.dataset}")
     gains = None
     if baseline is not None:
         gains = relative_gains(_headlines(tasks, scores), _headlines(tasks, baseline), _signs(tasks))
-        gain = sum(gains.values()) / len(gains)
+        gain = mean_gain(gains)
         each = ", ".join(f"{task} {value:+.2f}" for task, value in gains.items())
         print(f"delta_m against {args.baseline}: {gain:+.2f} % ({each})")
     if args.json:
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         from fgmoe_dist.reports.page import write_report
 
         title, subtitle = f"Scores of {args.predictions.name}", _describe(args, info, count)
-        page = write_report(args.report, tasks, scored, parts, args.predictions, info, title, subtitle, baseline, gains)
+        page = write_report(args.report, tasks, scored, parts, args.predictions, title, subtitle, baseline, gains)
         print(f"report: {page}")
 
 
@@ -96,7 +98,7 @@ def _labels(args: argparse.Namespace, only: list[str] | None) -> tuple[Any, list
     """What is known of the data set, and its images in pieces of work."""
     from fgmoe_dist.data.layouts import open_layout
     from fgmoe_dist.data.shardset import ShardSet
-    from fgmoe_dist.evaluation.score import archive_parts, shard_parts
+    from fgmoe_dist.evaluation.score_files import archive_parts, shard_parts
 
     if bool(args.shards) == bool(args.dataset or args.root):
         raise UserError("the labels come from --shards, or from --dataset (with --root): give one of the two")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fgmoe_dist.arguments import add_config, add_json
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
 
@@ -39,17 +40,17 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", required=True, metavar="train|val", help="which id list of the data set")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the shards and index.json")
-    parser.add_argument("--images", type=Path, metavar="FILE", help="build only the ids in this file, one a line")
+    parser.add_argument("--images", type=Path, metavar="FILE", help="build only the ids in this file, one per line")
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default 1)")
     parser.add_argument(
-        "--samples-per-shard", type=int, default=8, metavar="N", help="samples a shard (default 8: 6 to 20 MB)"
+        "--samples-per-shard", type=int, default=8, metavar="N", help="samples per shard (default 8: 6 to 20 MB)"
     )
-    _add_json(parser)
+    add_json(parser)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", metavar="DIR", help="folder, brace pattern or URL of the set")
-    _add_json(parser)
+    add_json(parser)
 
 
 def _add_dump(parser: argparse.ArgumentParser) -> None:
@@ -59,20 +60,13 @@ def _add_dump(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_features(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="configuration of the runs that will read them")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of it; repeatable"
-    )
+    add_config(parser, "configuration of the runs that will read them")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to name in data.train")
     parser.add_argument(
         "--views", type=int, metavar="K", help="augmented views of each image (default: data.views, or else 4)"
     )
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes that read images (default 1)")
-    _add_json(parser)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    add_json(parser)
 
 
 def _build(args: argparse.Namespace) -> None:
@@ -132,7 +126,7 @@ def _features(args: argparse.Namespace) -> None:
     size = figures["bytes"] / figures["samples"] / figures["views"]
     print(
         f"{args.out}: {figures['views']} views of {figures['samples']} images, {figures['bytes'] / 1e6:.1f} MB "
-        f"({size / 1e6:.2f} MB a view); train on them with --set data.train={args.out}"
+        f"({size / 1e6:.2f} MB per view); train on them with --set data.train={args.out}"
     )
     _report(args.json, figures)
 

@@ -53,6 +53,6 @@ def test_the_bench_tells_both_loaders(tmp_path, monkeypatch, capsys):
     assert nyud["ratio"] == nyud["images_per_second_per_core"] / nyud["public_images_per_second_per_core"] > 0
     assert 0 <= nyud["wait_share"] <= 1 and len(nyud["rounds_seconds_per_image"]["files"]) == 2
     assert "cores" in figures["machine"]
-    assert "images a second a core" in capsys.readouterr().out
+    assert "images per second per core" in capsys.readouterr().out
     with pytest.raises(UserError, match="--images must be at least 4"):
         _bench("--images", 3)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from fgmoe_dist.drawing.load_map import FIGURES, HATCH, STOPS, load_colours, load_map
+from fgmoe_dist.drawing.load_map import FIGURES, STOPS, load_colours, load_map
+from fgmoe_dist.drawing.style import HATCH
 from fgmoe_dist.experts.balance import LoadFigures
 
 TASKS = ["semseg", "depth"]

@@ -5,12 +5,17 @@ import pytest
 import torch
 
 from fgmoe_dist.evaluation.predict import predict_image
+from fgmoe_dist.tasks.depth import Depth
+from fgmoe_dist.tasks.normals import Normals
+from fgmoe_dist.tasks.sal import Saliency
+from fgmoe_dist.tasks.semseg import Semseg
 
 
 class Mirror:
     """A network whose predictions are its input: what comes back must lie where the photograph has it."""
 
     encoder = SimpleNamespace(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    tasks = [Semseg("semseg", ["a", "b"]), Depth(), Normals(), Saliency()]
 
     def parameters(self):
         return iter([torch.zeros(1)])
@@ -30,7 +35,7 @@ def test_predictions_lie_on_their_pixels(size):
     height, width = size
     image = np.full((height, width, 3), 40, np.uint8)
     image[:, width // 2 :] = 220
-    found = predict_image(Mirror(), image, (24, 32), {"semseg"})
+    found = predict_image(Mirror(), image, (24, 32))
     assert {name: (array.shape, array.dtype.name) for name, array in found.items()} == {
         "semseg": ((height, width), "uint8"),
         "depth": ((height, width), "float32"),
@@ -50,5 +55,5 @@ def test_predictions_lie_on_their_pixels(size):
 
 def test_an_image_of_the_fields_size_is_not_resampled():
     image = np.random.default_rng(0).integers(1, 255, (20, 30, 3), dtype=np.uint8)
-    found = predict_image(Mirror(), image, (24, 32), {"semseg"})
+    found = predict_image(Mirror(), image, (24, 32))
     np.testing.assert_allclose(found["depth"], 1 + image[..., 0] / 255, atol=1e-5)

@@ -5,8 +5,11 @@ import pytest
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.evaluation.scorer import Scorer
-from fgmoe_dist.metrics.constant import constant_baseline
-from fgmoe_dist.metrics.meters import BoundaryMeter, DepthMeter, IoUMeter, NormalsMeter
+from fgmoe_dist.tasks import baselines
+from fgmoe_dist.tasks.depth import Depth
+from fgmoe_dist.tasks.edge import Edge
+from fgmoe_dist.tasks.normals import Normals
+from fgmoe_dist.tasks.semseg import Semseg
 
 SHAPE = (12, 15)
 
@@ -29,19 +32,18 @@ def images(count):
         yield predictions, {"id": str(seed), "image": np.zeros((*SHAPE, 3), np.uint8), **labels}
 
 
+TASKS = [Semseg("semseg", ["a", "b", "c"]), Depth(), Normals(), Edge("edge", 0.05)]
+
+
 def fresh():
-    meters = {
-        "semseg": IoUMeter(3, ["a", "b", "c"]), "depth": DepthMeter(), "normals": NormalsMeter(),
-        "edge": BoundaryMeter(0.05),
-    }  # fmt: skip
-    return meters, {name: constant_baseline(meter) for name, meter in meters.items()}
+    return {task.name: task.meter() for task in TASKS}, baselines(TASKS)
 
 
 def counted(workers, count=11):
     meters, constants = fresh()
     with Scorer(meters, constants, workers) as scorer:
         for predictions, sample in images(count):
-            scorer.update(predictions, sample)
+            scorer.update(sample, predictions)
     return [one.state() for one in (*meters.values(), *constants.values())]
 
 
@@ -62,7 +64,7 @@ def test_a_fault_comes_back_and_leaves_nothing_running(workers):
     scorer = Scorer(meters, constants, workers)
     with pytest.raises(UserError, match="depth for image 0 is 11 x 15"), scorer:
         for predictions, sample in images(20):
-            scorer.update({**predictions, "depth": predictions["depth"][1:]}, sample)
+            scorer.update(sample, {**predictions, "depth": predictions["depth"][1:]})
     if workers:
         with pytest.raises(RuntimeError, match="after shutdown"):
             scorer._pool.submit(print)

@@ -21,9 +21,13 @@ from fgmoe_dist.metrics.boundary.curve import average_precision, f_measure, prec
 from fgmoe_dist.metrics.boundary.matching import Matcher
 from fgmoe_dist.metrics.boundary.meter import BoundaryMeter
 from fgmoe_dist.metrics.boundary.nms import suppress_non_maxima
-from fgmoe_dist.metrics.boundary.thinning import thin, thin_words
+from fgmoe_dist.metrics.boundary.thinning import thin_words
 
 # ---- thinning ----
+
+
+def thin(map_HW):
+    return thin_words(map_HW.astype(bool).astype(np.uint64)).astype(bool)
 
 
 @given(st.integers(0, 10**6), st.floats(0, 3), st.floats(-0.3, 0.3))

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.metrics.delta_m import delta_m, relative_gains
+from fgmoe_dist.metrics.delta_m import delta_m, mean_gain, relative_gains
 from fgmoe_dist.tasks import create_tasks
 
 SIGN = {"semseg": False, "depth": True, "normals": True}
@@ -13,6 +13,7 @@ def test_by_hand():
     scores = {"semseg": 55.0, "depth": 0.45, "normals": 19.0}
     baseline = {"semseg": 50.0, "depth": 0.5, "normals": 20.0}
     assert delta_m(scores, baseline, SIGN) == pytest.approx((10 + 10 + 5) / 3)
+    assert mean_gain(relative_gains(scores, baseline, SIGN)) == delta_m(scores, baseline, SIGN)
 
 
 def test_worse_is_negative_and_equal_is_zero():

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.metrics.meters import BoundaryMeter, DepthMeter, IoUMeter, NormalsMeter, SaliencyMeter
+from fgmoe_dist.metrics.boundary.meter import BoundaryMeter
+from fgmoe_dist.metrics.depth import DepthMeter
+from fgmoe_dist.metrics.iou import IoUMeter
+from fgmoe_dist.metrics.normals import NormalsMeter
+from fgmoe_dist.metrics.saliency import SaliencyMeter
 
 METERS = {
     "semseg": lambda: IoUMeter(3, ["wall", "floor", "bed"], task="semseg"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fgmoe_dist.planning.machine import Compute, Link, Links, Machine
+from fgmoe_dist.planning.profile import Compute, Link, Links, Machine
 
 FLOPS, ELEMENTS, BYTES = 1e12, 1e9, 1e10
 

@@ -7,8 +7,8 @@ import torch
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.planning.counts import Counts
-from fgmoe_dist.planning.layout import Layout
 from fgmoe_dist.planning.memory import memory, padded
+from fgmoe_dist.planning.placement import Placement
 from tests.ranks import run_ranks
 from tests.training.test_engine import Model, configuration
 
@@ -22,7 +22,7 @@ def counts(**changes) -> Counts:
 
 
 def tiny(**sections):
-    """2 tasks, 2 x 3 tokens, 8 channels, 4 experts a task, 2 of them a token."""
+    """2 tasks, 2 x 3 tokens, 8 channels, 4 experts per task, 2 of them per token."""
     values = {
         "tasks": ["semseg", "depth"],
         "data": {"image_size": [8, 12]},
@@ -36,7 +36,7 @@ def tiny(**sections):
 
 def test_every_use_by_hand():
     config = tiny(parallel={"ep_size": 2, "zero_stage": 2})
-    found = memory(config, counts(), Layout(1, 4, 2), device="cpu")
+    found = memory(config, counts(), Placement(1, 4, 2), device="cpu")
     # 101 dense ones over 4 ranks: 26 each, 104 in all; 32 experts' over 2 copies: 16 each.
     assert found["encoder"] == 4 * 7
     assert found["parameters"] == 4 * (104 + 32)
@@ -56,7 +56,7 @@ def test_every_use_by_hand():
 
 def test_bf16_halves_what_is_kept_in_it():
     full, half = (
-        memory(tiny(train={"precision": precision}), counts(), Layout(1, 1, 1), device="cpu")
+        memory(tiny(train={"precision": precision}), counts(), Placement(1, 1, 1), device="cpu")
         for precision in ("fp32", "bf16")
     )
     for use in ("encoder", "parameters", "gradients", "reduction buffers"):
@@ -65,24 +65,24 @@ def test_bf16_halves_what_is_kept_in_it():
 
 
 def test_a_gpu_holds_two_buckets():
-    on_gpu = memory(tiny(), counts(), Layout(1, 1, 1), device="cuda")
+    on_gpu = memory(tiny(), counts(), Placement(1, 1, 1), device="cuda")
     assert on_gpu["reduction buffers"] == 2 * 4 * (101 + 64)
-    on_gpu = memory(tiny(), counts(dense_parameters=10**9), Layout(1, 1, 1), device="cuda")
+    on_gpu = memory(tiny(), counts(dense_parameters=10**9), Placement(1, 1, 1), device="cuda")
     assert on_gpu["reduction buffers"] == 2 * 500_000_000 * 4
-    plain = memory(tiny(parallel={"zero_stage": 0}), counts(), Layout(1, 1, 1), device="cuda")
+    plain = memory(tiny(parallel={"zero_stage": 0}), counts(), Placement(1, 1, 1), device="cuda")
     assert plain["reduction buffers"] == 4 * (101 + 64) and plain["fp32 parameters"] == 0
 
 
 def test_checkpointing_keeps_one_block_at_a_time():
     config = tiny(train={"activation_checkpointing": True})
-    found = memory(config, counts(), Layout(1, 1, 1), device="cpu")
+    found = memory(config, counts(), Placement(1, 1, 1), device="cpu")
     assert found["activations"] == 1000 - 400 / 2
 
 
 def test_imbalance_is_paid_by_the_rows():
     def found(ep_size, imbalance):
         config = tiny(parallel={"ep_size": ep_size})
-        return memory(config, counts(), Layout(1, 4, ep_size), "cpu", imbalance)
+        return memory(config, counts(), Placement(1, 4, ep_size), "cpu", imbalance)
 
     even, uneven = found(4, 1.0), found(4, 2.5)
     rows = 12 * 4 / 2  # a token's 2 of 4 experts lie on 2 of the 4 ranks
@@ -103,7 +103,7 @@ def engine_bytes(config) -> dict[str, int]:
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     engine.backward(engine(torch.randn(4, 16, dtype=dtype)).float().square().mean())
     engine.step()
-    parameters, optimizer = list(engine.module.parameters()), engine.optimizer
+    parameters, optimizer = list(engine.module.parameters()), engine.deepspeed.optimizer
     base = getattr(optimizer, "optimizer", optimizer)
 
     def size(tensors) -> int:
@@ -132,7 +132,7 @@ def test_parameters_and_optimiser_are_the_engine_s_to_the_byte(world, ep_size, z
     config = config.model_copy(update={"train": train})
     held = run_ranks(world, engine_bytes, config)
     model = counts(dense_parameters=held[0]["dense"], expert_parameters=held[0]["experts"] * ep_size)
-    planned = memory(config, model, Layout(1, world, ep_size), device="cpu")
+    planned = memory(config, model, Placement(1, world, ep_size), device="cpu")
     for use in ("parameters", "fp32 parameters", "moments"):
         assert [rank[use] for rank in held] == [planned[use]] * world, use
 

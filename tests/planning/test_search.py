@@ -31,12 +31,12 @@ def plan(nodes, gpus, ep_size=None, machine=None, config=None, **options):
 
 
 def test_candidates_divide_ranks_and_experts():
-    config = configuration(24, {"count": 3, "split": 4, "hidden": 64})  # 12 experts a task
+    config = configuration(24, {"count": 3, "split": 4, "hidden": 64})  # 12 experts per task
     assert ep_sizes(config, 4, 6) == ([1, 2, 3, 4, 6, 12], {})
 
 
 def test_what_the_settings_forbid_is_left_out_and_why():
-    possible, left_out = ep_sizes(configuration(8, {"groups": 4}), 1, 8)  # of 16 experts a task
+    possible, left_out = ep_sizes(configuration(8, {"groups": 4}), 1, 8)  # of 16 experts per task
     assert possible == [1, 2, 4] and "experts.groups=4 is not a multiple of parallel.ep_size=8" in left_out[8]
     found = plan(1, 8, config=configuration(8, {"max_ranks_per_token": 1, "top_k": 4}))
     assert [one.ep_size for one in found.candidates] == [1, 2, 4] and list(found.left_out) == [8]
@@ -109,13 +109,13 @@ def test_more_imbalance_is_never_cheaper():
     [
         (dict(nodes=0, gpus=1, config=configuration(1)), "--nodes 0: must be 1 or more"),
         (dict(nodes=1, gpus=-1, config=configuration(1)), "--gpus-per-node -1"),
-        (dict(nodes=1, gpus=4, ep_size=3), "--ep-size 3: must divide the 4 ranks and the 16 routed experts a task"),
+        (dict(nodes=1, gpus=4, ep_size=3), "--ep-size 3: must divide the 4 ranks and the 16 routed experts per task"),
         (dict(nodes=1, gpus=4, ep_size=32), "possible: 1, 2, 4$"),
         (dict(nodes=1, gpus=3, config=configuration(4)), "train.batch_size=4 is not a multiple"),
         (dict(nodes=1, gpus=1, config=configuration(1, {"backend": "deepspeed"})), "--set experts.backend=fused"),
         (dict(nodes=2, gpus=2, machine=machine(internode=None)), "--internode-gbps"),
-        (dict(nodes=1, gpus=2, machine=machine(links={})), "one rank a node"),
-        (dict(nodes=1, gpus=2, memory_bytes=1e6), "no ep_size fits into 0.00 GiB a rank: the least, ep_size="),
+        (dict(nodes=1, gpus=2, machine=machine(links={})), "one rank per node"),
+        (dict(nodes=1, gpus=2, memory_bytes=1e6), "no ep_size fits into 0.00 GiB per rank: the least, ep_size="),
         (dict(nodes=1, gpus=4, ep_size=4, config=configuration(4, {"groups": 2})), "--ep-size 4: experts.groups=2"),
     ],
 )

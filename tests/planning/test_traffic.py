@@ -10,7 +10,7 @@ import torch
 from fgmoe_dist.config import build_config
 from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.experts.settings import Experts
-from fgmoe_dist.planning.layout import Layout
+from fgmoe_dist.planning.placement import Placement
 from fgmoe_dist.planning.traffic import exchanges, missed_chance, row_bytes, rows_to_a_rank, traffic
 from tests.planning.test_memory import counts, tiny
 from tests.ranks import run_ranks
@@ -35,7 +35,7 @@ def test_missed_chance_is_the_share_of_all_choices(count, top_k, ep_size, groups
 
 def test_a_step_by_hand():
     config = tiny(train={"batch_size": 8, "micro_batch_size": 1}, parallel={"ep_size": 2, "zero_stage": 1})
-    found = {sent.name: (sent.near, sent.far) for sent in traffic(config, counts(), Layout(2, 2, 2))}
+    found = {sent.name: (sent.near, sent.far) for sent in traffic(config, counts(), Placement(2, 2, 2))}
     rows, times = 12 * 5 / 6, 2 * 2  # to the other rank; blocks x micro-batches
     assert found["all-to-all out"] == (pytest.approx(times * rows * (32 + 16)), 0)
     assert found["all-to-all back"] == found["all-to-all back gradient"] == (pytest.approx(times * rows * 32), 0)
@@ -50,7 +50,7 @@ def test_a_step_by_hand():
 def test_what_stage_and_checkpointing_change():
     def sent(**sections):
         config = tiny(train={"batch_size": 8, **sections.pop("train", {})}, parallel={"ep_size": 2, **sections})
-        return {s.name: s.near for s in traffic(config, counts(), Layout(1, 2, 2))}
+        return {s.name: s.near for s in traffic(config, counts(), Placement(1, 2, 2))}
 
     one, two, none = (sent(zero_stage=stage) for stage in (1, 2, 0))
     assert two["all-reduce of dense gradients"] == 4 * one["all-reduce of dense gradients"]  # 4 micro-batches
@@ -115,7 +115,7 @@ def reduced_bytes(config) -> list[tuple[str, int, int]]:
         return plain(*args, **kwargs)
 
     dist.all_reduce = counted
-    for _ in range(engine.gradient_accumulation_steps()):
+    for _ in range(engine.accumulation):
         engine.backward(engine(torch.randn(4, 16)).square().mean())
         engine.step()
     return found
@@ -135,6 +135,6 @@ def test_the_engine_reduces_these_bytes(ep_size, zero_stage):
     for found in run_ranks(2, reduced_bytes, config):
         sent = sum(2 * size * (ranks - 1) / ranks for size, ranks in found)
         planned = traffic(
-            config, counts(dense_parameters=dense, expert_parameters=experts), Layout(1, 2, ep_size)
+            config, counts(dense_parameters=dense, expert_parameters=experts), Placement(1, 2, ep_size)
         )  # fmt: skip
         assert sent == sum(one.near for one in planned if one.name.startswith("all-reduce"))

@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from fgmoe_dist.drawing import charts
-from fgmoe_dist.evaluation.score import Scored, score
+from fgmoe_dist.evaluation.score_files import Scored, score
 from fgmoe_dist.reports.examples import places, ranking
-from fgmoe_dist.reports.figures import figures
 from fgmoe_dist.reports.page import write_report
 from fgmoe_dist.tasks import create_tasks
 
@@ -66,7 +65,7 @@ def scored(tmp_path):
         np.save(tmp_path / "normals" / f"{id_}.npy", other["normals"])
         np.save(tmp_path / "depth" / f"{id_}.npy", truth["depth"] + np.float32(int(id_)))
     tasks, parts = create_tasks(TASKS, INFO), [MemoryPart(("1", "2", "3")), MemoryPart(("4",))]
-    return tasks, parts, score(parts, {task.name: task.meter() for task in tasks}, tmp_path)
+    return tasks, parts, score(parts, tasks, tmp_path)
 
 
 class Page(HTMLParser):
@@ -103,7 +102,6 @@ def test_the_page_stands_alone_and_says_what_was_scored(scored, tmp_path):
         result,
         parts,
         tmp_path,
-        INFO,
         "Scores of <mine>",
         "4 images",
         baseline,
@@ -126,7 +124,7 @@ def test_the_page_stands_alone_and_says_what_was_scored(scored, tmp_path):
 
 def test_without_a_baseline_there_is_no_gain(scored, tmp_path):
     tasks, parts, result = scored
-    page = Page(write_report(tmp_path / "r", tasks, result, parts, tmp_path, INFO, "a", "b").read_text())
+    page = Page(write_report(tmp_path / "r", tasks, result, parts, tmp_path, "a", "b").read_text())
     assert "gain" not in page.words
 
 
@@ -151,7 +149,7 @@ def test_places(count, expected):
 def test_a_set_without_labels_has_a_page_too(scored, tmp_path):
     tasks, parts, result = scored
     empty = Scored({task: meter.empty() for task, meter in result.meters.items()})
-    page = Page(write_report(tmp_path / "r", tasks, empty, parts, tmp_path, INFO, "a", "b").read_text())
+    page = Page(write_report(tmp_path / "r", tasks, empty, parts, tmp_path, "a", "b").read_text())
     assert page.words.count("nan") > len(TASKS) and not page.sources
 
 
@@ -192,17 +190,11 @@ def test_lines_of_equal_f_are_that(beta_2):
         np.testing.assert_allclose((1 + beta_2) * precision * recall / (beta_2 * precision + recall), f, atol=0.01)
 
 
-def test_round_values():
-    assert charts.round_values(0, 100) == [0, 20, 40, 60, 80, 100]
-    assert charts.round_values(0, 0.37) == [0, 0.1, 0.2, 0.3]
-    assert charts.round_values(-0.5, 11) == [0, 5, 10]
-
-
 def test_the_caption_names_the_worst_confusion(scored):
-    _, _, result = scored
+    tasks, _, result = scored
     meter = result.meters["semseg"].empty()
     confusion = np.array([[90, 10, 0], [0, 5, 15], [0, 0, 40]], float)
     meter.merge(confusion.ravel())
-    bars, matrix = figures(meter)
+    bars, matrix = tasks[0].figures(meter)
     assert "<b>&floor seen as bed 75 %, wall seen as <b>&floor 10 %." in matrix.caption
     assert re.findall(r">(\d+\.\d)<", bars.chart) == ["90.0", "72.7", "16.7"]

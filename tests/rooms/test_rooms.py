@@ -361,7 +361,7 @@ def test_an_interrupted_set_is_finished_and_a_different_one_refused(pascal, tmp_
     (tmp_path / "set/JPEGImages/train_00000.jpg").unlink()
     (tmp_path / "set/sal_distill/train_00000.png").unlink()
     (tmp_path / "set/ImageSets/Context/val.txt").unlink()
-    (tmp_path / "set/JPEGImages/.train_00000.jpg.unfinished").write_bytes(b"half")
+    (tmp_path / "set/JPEGImages/.train_00000.jpg.1234.part").write_bytes(b"half")
     write_rooms(*args, workers=1)
     assert _digest(tmp_path / "set") == before
     # An image is the same however many the set has.

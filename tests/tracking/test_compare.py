@@ -5,8 +5,8 @@ import pytest
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tracking.compare import RunRecord, compare, read_folders, read_mlflow, to_json, to_markdown
-from fgmoe_dist.tracking.mlflow_run import MLflowRun
 from fgmoe_dist.tracking.run_folder import RunFolder
+from fgmoe_dist.tracking.sinks import create_sinks
 from fgmoe_dist.verbs import compare as verb
 
 MODEL = {"total": 1234567, "trained": 4321}
@@ -69,6 +69,22 @@ def test_the_gain_over_the_first_run_has_every_tasks_sign():
     ]
 
 
+def test_a_task_of_a_data_set_is_compared_as_its_run_recorded(tmp_path):
+    for name, value in (("a", 3.0), ("b", 2.0)):
+        folder = make(tmp_path / name)
+        folder.write_evaluation(40, {"heat": {"mae": value, "rmse": 4.0}})
+        folder.update_about(headlines={"heat": {"metric": "mae", "lower_is_better": True}})
+    row, gain = [row for row in compare(read_folders([tmp_path])) if row.section == "score"]
+    assert row.name == "heat mae (lower is better)" and row.best == {1}
+    assert gain.cells == ("0", "+33.33 %")
+
+
+def test_of_a_task_that_nobody_knows_no_run_is_called_better():
+    runs = [RunRecord(name, "FINISHED", {}, scores={"heat": {"mae": v}}) for name, v in (("a", 3.0), ("b", 2.0))]
+    (row,) = [row for row in compare(runs) if row.section == "score"]
+    assert row.name == "heat mae" and row.best == frozenset()
+
+
 def test_every_metric_on_request(tmp_path):
     make(tmp_path / "a")
     names = [row.name for row in compare(read_folders([tmp_path]), every_metric=True) if row.section == "score"]
@@ -94,12 +110,8 @@ def test_markdown_is_a_table_with_the_best_in_bold(tmp_path):
 
 def test_mlflow_tells_the_same_as_the_folder(tmp_path):
     folder = make(tmp_path / "a")
-    settings = {"run": {"name": "a", "seed": 0}, "experts": {"top_k": 4, "split": 4}, "tasks": ["depth"]}
-    with MLflowRun.start(folder, "", "tests", "a", settings, {"world": "2"}, resume=False) as run:
-        for entry in folder.metrics():
-            run.log(entry.pop("step"), entry)
-        for step, scores in folder.evaluations().items():
-            run.log_evaluation(step, scores)
+    (sink,) = create_sinks(folder, {**folder.settings(), "tracking": {"experiment": "tests"}})
+    sink.catch_up()
     (record,) = read_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "tests")
     assert record == read_folders([tmp_path / "a"])[0]
     with pytest.raises(UserError, match="--experiment other"):

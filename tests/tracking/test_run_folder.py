@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import time
 
 import pytest
 
@@ -17,9 +19,31 @@ def folder(tmp_path):
 def test_metrics_are_lines_of_json(folder):
     folder.append(20, {"loss": 1.5, "loss/depth": math.nan, "grad_norm": math.inf})
     folder.append(40, {"loss": 1.25})
-    lines = (folder.path / "metrics.jsonl").read_text().splitlines()
-    assert lines[0] == '{"step": 20, "loss": 1.5, "loss/depth": null, "grad_norm": null}'
-    assert json.loads(lines[1]) == {"step": 40, "loss": 1.25}
+    first, second = (folder.path / "metrics.jsonl").read_text().splitlines()
+    assert first.startswith('{"step": 20, "loss": 1.5, "loss/depth": null, "grad_norm": null, "time": ')
+    assert abs(json.loads(second).pop("time") - time.time()) < 60
+    assert folder.metrics()[1] == {"step": 40, "loss": 1.25}
+
+
+def test_metrics_are_read_from_where_reading_has_ended(folder):
+    folder.append(10, {"loss": 1.0})
+    entries, offset = folder.metrics_after(0)
+    assert [entry["step"] for entry in entries] == [10] and folder.metrics_after(offset) == ([], offset)
+    path = folder.path / "metrics.jsonl"
+    with open(path, "a") as file:
+        file.write('{"step": 20, "loss"')
+    assert folder.metrics_after(offset) == ([], offset), "half a line"
+    with open(path, "a") as file:
+        file.write(": 0.5}\n")
+    os.utime(path, (7, 7))
+    assert folder.metrics_after(offset) == ([{"step": 20, "loss": 0.5, "time": 7.0}], path.stat().st_size)
+
+
+def test_times_outlive_a_resume(folder):
+    (folder.path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 1.0, "time": 9.5}\n')
+    os.utime(folder.path / "metrics.jsonl", (7, 7))
+    folder.create("", resumed_step=2)
+    assert [entry["time"] for entry in folder.metrics_after(0)[0]] == [7.0, 9.5]
 
 
 def test_resuming_drops_what_comes_again(folder):
@@ -32,6 +56,7 @@ def test_resuming_drops_what_comes_again(folder):
     RunFolder(folder.path).create("seed: 2\n", resumed_step=20)
     assert [entry["step"] for entry in folder.metrics()] == [10, 20]
     assert folder.evaluations() == {10: {"depth": {"rmse": 0.1}}, 20: {"depth": {"rmse": 0.2}}}
+    assert folder.picture_files(30) == [] and [path.name for path in folder.picture_files(20)] == ["x.png"]
     assert sorted(path.name for path in (folder.path / "pictures").iterdir()) == ["10", "20"]
     assert (folder.path / "config.yaml").read_text() == "seed: 2\n"
     assert folder.mlflow_run_id == "abc" and folder.about() == {"status": "KILLED"}
@@ -41,11 +66,12 @@ def test_a_fresh_start_keeps_only_checkpoints(folder):
     folder.append(0, {"loss": 1})
     folder.write_evaluation(0, {"depth": {"rmse": 1.0}})
     folder.mlflow_run_id = "abc"
+    folder.cursor_file.write_text("{}")
     folder.update_about(status="FAILED")
     folder.checkpoints.mkdir()
     folder.create("seed: 2\n")
     assert (folder.metrics(), folder.evaluations(), folder.about(), folder.mlflow_run_id) == ([], {}, {}, None)
-    assert folder.checkpoints.is_dir()
+    assert folder.checkpoints.is_dir() and not folder.cursor_file.exists()
 
 
 def test_a_torn_last_line_is_dropped(folder):

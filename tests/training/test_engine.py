@@ -50,6 +50,18 @@ class Model(nn.Module):
         return self.last(u_TNC)
 
 
+class Plain(nn.Module):
+    """A model without experts."""
+
+    def __init__(self, config):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layers = nn.Sequential(nn.Linear(C, C), nn.GELU(), nn.Linear(C, 1))
+
+    def forward(self, x_NC):
+        return self.layers(x_NC)
+
+
 def image(step: int, number: int):
     return torch.randn(TOKENS, C, generator=torch.Generator().manual_seed(100 * step + number))
 
@@ -58,13 +70,16 @@ def image_loss(model, step, number):
     return (model(image(step, number)) - number).square().mean()
 
 
-def train_on_ranks(config):
+def train_on_ranks(config, kind=Model):
     import torch.distributed as dist
 
     from fgmoe_dist.training.engines.deepspeed import create_engine
 
-    engine = create_engine(Model(config), config)
-    accumulation = engine.gradient_accumulation_steps()
+    model = kind(config)
+    modules = list(model.modules())
+    engine = create_engine(model, config)
+    assert list(model.modules()) == modules  # what the engine was shown is gone
+    accumulation = engine.accumulation
     losses, norms = [], []
     for step in range(STEPS):
         total = torch.zeros(())
@@ -75,12 +90,12 @@ def train_on_ranks(config):
             total += loss.detach() / accumulation
         dist.all_reduce(total)
         losses.append(total.item() / dist.get_world_size())
-        norms.append(float(engine.get_global_grad_norm()))
+        norms.append(engine.grad_norm)
     return losses, norms
 
 
-def train_alone(config):
-    model = Model(config)
+def train_alone(config, kind=Model):
+    model = kind(config)
     train = config.train
     optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
     losses, norms = [], []
@@ -109,3 +124,11 @@ def test_deepspeeds_layers_train_as_the_fused_one(ep_size):
     expected, _ = train_alone(configuration())
     for losses, _ in run_ranks(WORLD, train_on_ranks, configuration(ep_size, 1, backend="deepspeed")):
         assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_without_experts_trains_as_one_process_does():
+    config = configuration(zero_stage=2)
+    expected_losses, expected_norms = train_alone(config, Plain)
+    for losses, norms in run_ranks(WORLD, train_on_ranks, config, Plain):
+        assert losses == pytest.approx(expected_losses, rel=1e-5)
+        assert norms == pytest.approx(expected_norms, rel=1e-4)

@@ -14,7 +14,7 @@ from fgmoe_dist.checkpoints.folder import find_checkpoint, read_state, rewind
 from fgmoe_dist.config import build_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tracking.run_folder import RunFolder
-from fgmoe_dist.training.loop import _choose_checkpoint
+from fgmoe_dist.training.resume import choose_checkpoint
 from tests.checkpoints.test_checkpoint import state_of
 from tests.runs import Runs
 
@@ -37,7 +37,7 @@ def checkpoint_of(run: Path, step: int, config=None) -> Path:
 
 def test_a_path_is_where_a_run_starts_and_its_own_checkpoints_are_where_it_goes_on(tmp_path, capsys):
     a, b = tmp_path / "a", tmp_path / "b"
-    start, choose = checkpoint_of(a, 2), lambda path: _choose_checkpoint(RunFolder(b), str(path), configuration())
+    start, choose = checkpoint_of(a, 2), lambda path: choose_checkpoint(RunFolder(b), str(path), configuration())
     assert choose(a) == start
     early = checkpoint_of(b, 1)
     assert choose(a) == start and choose("auto") == early and not capsys.readouterr().out
@@ -70,12 +70,12 @@ LIMIT = dict(max_ranks_per_token=2)
 def test_groups_that_would_change_in_silence_are_refused(tmp_path, was, now, groups):
     checkpoint = checkpoint_of(tmp_path, 2, was)
     if groups is None:
-        assert _choose_checkpoint(RunFolder(tmp_path), "auto", now) == checkpoint
+        assert choose_checkpoint(RunFolder(tmp_path), "auto", now) == checkpoint
         return
     with pytest.raises(
         UserError, match=rf"in {groups} groups, this run's would be in 2, .* set experts.groups={groups}"
     ):
-        _choose_checkpoint(RunFolder(tmp_path), "auto", now)
+        choose_checkpoint(RunFolder(tmp_path), "auto", now)
 
 
 def start_a(runs: Runs) -> Path:

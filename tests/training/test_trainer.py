@@ -15,8 +15,8 @@ from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import evaluation_samples
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tasks import create_tasks
-from fgmoe_dist.training.report import run_score
 from fgmoe_dist.training.schedule import learning_rate
+from fgmoe_dist.training.scoring import run_score
 from tests.ranks import run_ranks
 from tests.runs import Runs, this_rank, trainer_on_rank
 
@@ -35,11 +35,12 @@ def pascal_runs(pascal_shards, tmp_path_factory) -> Runs:
 def evaluate_on_rank(config_file, overrides, predictions):
     """Scores of the untrained model, and the ids this rank was given."""
     from fgmoe_dist.evaluation.evaluate import evaluate
+    from fgmoe_dist.evaluation.predictions import PredictionWriter
 
     trainer = trainer_on_rank(config_file, overrides)
     ranks, shards, transform = trainer.ranks, trainer.val_shards, trainer.eval_transform
     given = evaluation_samples(shards, trainer.config.tasks, rank=ranks.rank, world=ranks.world, transform=transform)
-    scores = evaluate(trainer.model, shards, transform, ranks, predictions_folder=predictions)
+    scores = evaluate(trainer.model, shards, transform, ranks, observers=[PredictionWriter(predictions)])
     return scores, [sample["id"] for sample, _ in given]
 
 
@@ -144,7 +145,7 @@ def two_steps(config_file, overrides):
     trainer = trainer_on_rank(config_file, overrides)
     reports = [trainer.train_step() for _ in range(2)]
     return [
-        ({name: loss.item() for name, loss in report.losses.items()}, report.load.tolist(), report.lr)
+        ({name: loss.item() for name, loss in report.losses.items()}, report.counts["load"].tolist(), report.lr)
         for report in reports
     ]
 

@@ -139,7 +139,7 @@ def train_one(case: Case, config: Config) -> dict[str, Any]:
             engine.step()
             total, load_TE = total + loss.detach() / case.parts, load_TE + counts["load"][0]
         engine.module.routed.routers.after_step(load_TE)
-        answer["norms"].append(float(engine.get_global_grad_norm()))
+        answer["norms"].append(engine.grad_norm)
         dist.all_reduce(total)
         answer["losses"].append(total.item() / WORLD)
     answer["weights"] = by_name(engine.module, {p: p.detach() for p in engine.module.parameters()})

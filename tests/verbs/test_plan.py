@@ -9,7 +9,7 @@ import yaml
 
 from fgmoe_dist.cli import main
 from fgmoe_dist.files import write_json
-from fgmoe_dist.planning.machine import machine_json
+from fgmoe_dist.planning.profile import machine_json
 from tests.planning.machines import machine
 from tests.runs import SETTINGS
 

@@ -9,6 +9,10 @@ from PIL import Image
 
 from fgmoe_dist.checkpoints import checkpoint
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.tasks.depth import Depth
+from fgmoe_dist.tasks.edge import Edge
+from fgmoe_dist.tasks.normals import Normals
+from fgmoe_dist.tasks.semseg import Semseg
 from fgmoe_dist.verbs import predict
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -16,6 +20,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 class Model:
     encoder = SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)
+    tasks = [Semseg("semseg", ["wall", "floor"]), Depth(), Normals(), Edge("edge", 0.01)]
 
     def to(self, device):
         return self
@@ -38,8 +43,7 @@ class Model:
 @pytest.fixture
 def call(monkeypatch):
     config = SimpleNamespace(data=SimpleNamespace(image_size=(32, 32)))
-    info = SimpleNamespace(classes={"semseg": ["wall", "floor"]})
-    monkeypatch.setattr(checkpoint, "load_model", lambda path: (Model(), config, info))
+    monkeypatch.setattr(checkpoint, "load_model", lambda path: (Model(), config, None))
 
     def call(*words):
         parser = argparse.ArgumentParser()

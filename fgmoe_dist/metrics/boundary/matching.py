@@ -16,7 +16,7 @@ pixel.)
 
 So no costs are needed, and the maximum matching of one threshold is nearly that of the next: `Matcher` keeps the pairs,
 frees what vanished and looks for augmenting paths from all unpaired pixels at once, breadth first in whole-array steps.
-(scipy's `maximum_bipartite_matching` starts from nothing and takes minutes an image on such graphs.)
+(scipy's `maximum_bipartite_matching` starts from nothing and takes minutes per image on such graphs.)
 
 Words: L = predicted pixels (the union over all thresholds), R = true boundary pixels, E = pairs within the radius.
 """

@@ -1,4 +1,4 @@
-"""The meter of the task edge: odsF, ois and ap."""
+"""The meter of boundary tasks: odsF, ois and ap."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ class BoundaryMeter(Meter):
 
     Args:
         max_dist: matching radius as a share of the image diagonal (PASCAL 0.0075, NYUD 0.011).
+        task: the task's name.
+        label: the sample's key of the thinned truth.
     """
 
-    label, image_metric = "boundary", "odsF"
+    image_metric = "odsF"
 
-    def __init__(self, max_dist: float):
+    def __init__(self, max_dist: float, task: str = "edge", label: str = "boundary"):
         if not 0 < max_dist < 1:
             raise UserError(
                 f"boundary max_dist is {max_dist}; give the matching radius as a share of the image diagonal, "
                 "0.0075 (PASCAL-Context) or 0.011 (NYUD-v2)"
             )
         # matched and predicted at each threshold; truth; the same three at each image's best threshold; images
-        super().__init__("edge", 2 * _T + 5)
+        super().__init__(task, 2 * _T + 5, label)
         self.max_dist = max_dist
 
     def _add(self, prediction: np.ndarray, label: np.ndarray, image_id: str) -> None:

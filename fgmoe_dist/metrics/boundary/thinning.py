@@ -16,11 +16,6 @@ import numpy as np
 _NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
 
 
-def thin(map_HW: np.ndarray) -> np.ndarray:
-    """One thinned map: bool `[H, W]`, a subset of `map_HW`; see `thin_words`."""
-    return thin_words(map_HW.astype(bool).astype(np.uint64)).astype(bool)
-
-
 def thin_words(word_HW: np.ndarray) -> np.ndarray:
     """64 thinned maps: lines one pixel wide, of the same connectivity.
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from fgmoe_dist.checkpoints.engine import MOMENTS
 from fgmoe_dist.config import REDUCTION_BUCKET, Config
+from fgmoe_dist.decoders.base import Output
 from fgmoe_dist.experts.backends.deepspeed import join_process_group
 from fgmoe_dist.experts.groups import find_groups, is_expert_parameter, register
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+from fgmoe_dist.training.optimizers import OPTIMIZERS
 
 # The engine reports a gradient norm only where it clips; this bound clips nothing.
 UNCLIPPED = 1e12
@@ -44,20 +44,52 @@ def prepare(ep_size: int) -> None:
     register(ep_size, groups._get_expert_parallel_group(name), groups._get_expert_data_parallel_group(name))
 
 
-def create_engine(model: nn.Module, config: Config) -> DeepSpeedEngine:
-    """`model` with the optimiser that `config` describes, ready for `engine.backward` and `engine.step`."""
+def create_engine(decoder: nn.Module, config: Config) -> Engine:
+    """`decoder` with the optimiser that `config` describes."""
     prepare(config.parallel.ep_size)
-    train = config.train
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    settings = _settings(config, sum(parameter.numel() for parameter in trained))
-    with _experts_shown(model):
-        parameter_groups = split_params_into_different_moe_groups_for_optimizer({"params": trained, "name": "decoder"})
-        optimizer = OPTIMIZERS[train.optimizer](parameter_groups, lr=train.lr, weight_decay=train.weight_decay)
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    # At stage 0 in fp32 the engine takes each rank's own experts for everyone's, so its norm depends on ep_size.
-    engine.clip_fp32_gradients = functools.partial(_clip_gradients, engine, settings["gradient_clipping"])
-    engine.optimizer_state = functools.partial(OptimizerState, engine)
-    return engine
+    return Engine(decoder, config)
+
+
+class Engine:
+    """See `training.engines.Engine`."""
+
+    def __init__(self, decoder: nn.Module, config: Config):
+        train = config.train
+        trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+        settings = _settings(config, sum(parameter.numel() for parameter in trained))
+        with _experts_shown(decoder):
+            groups = split_params_into_different_moe_groups_for_optimizer({"params": trained, "name": "decoder"})
+            optimizer = OPTIMIZERS[train.optimizer](groups, lr=train.lr, weight_decay=train.weight_decay)
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=decoder, optimizer=optimizer, config=settings, dist_init_required=False
+            )
+        # At stage 0 in fp32 the engine takes each rank's own experts for everyone's, so its norm depends on ep_size.
+        clip = functools.partial(_clip_gradients, self.deepspeed, settings["gradient_clipping"])
+        self.deepspeed.clip_fp32_gradients = clip
+        self.module, self.accumulation = decoder, settings["gradient_accumulation_steps"]
+
+    def train(self) -> None:
+        self.deepspeed.train()
+
+    def __call__(self, levels: list[Tensor], *more: Any) -> Output:
+        return self.deepspeed(levels, *more)
+
+    def backward(self, loss: Tensor) -> None:
+        self.deepspeed.backward(loss)
+
+    def step(self) -> None:
+        self.deepspeed.step()
+
+    @property
+    def grad_norm(self) -> float:
+        return float(self.deepspeed.get_global_grad_norm() or 0.0)
+
+    def set_learning_rate(self, lr: float) -> None:
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+
+    def optimizer_state(self) -> OptimizerState:
+        return OptimizerState(self.deepspeed)
 
 
 def _settings(config: Config, trained: int) -> dict[str, Any]:
@@ -78,11 +110,6 @@ def _settings(config: Config, trained: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }
-
-
-def set_learning_rate(engine: DeepSpeedEngine, lr: float) -> None:
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
 
 
 def _group_name(ep_size: int) -> str:

@@ -1,0 +1,55 @@
+"""Tasks of classes: one of K for each pixel, as semantic segmentation and human parts are.
+
+Loss: cross entropy, mean over labelled pixels. Metric: mIoU over all classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fgmoe_dist.drawing import columns, figures
+from fgmoe_dist.metrics.iou import IoUConstant, IoUMeter
+from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task, mean_over_valid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORE_OF_MANY = 65535  # an unlabelled pixel where there are more than 255 classes, so that ids take 16 bits
+
+
+class ClassTask(Task):
+    kind, headline = "classes", "mIoU"
+
+    def __init__(self, name: str, class_names: list[str]):
+        super().__init__(name)
+        self.class_names, self.channels = class_names, len(class_names)
+        self.ignore = IGNORE if self.channels <= IGNORE else IGNORE_OF_MANY
+
+    @classmethod
+    def create(cls, name: str, info: DatasetInfo, facts: Mapping[str, Any], options: Mapping[str, Any]) -> ClassTask:
+        return cls(name, list(info.classes[name]))
+
+    def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        from torch.nn import functional as F
+
+        loss_BHW = F.cross_entropy(prediction_BKHW, target_BHW, ignore_index=self.ignore, reduction="none")
+        return mean_over_valid(loss_BHW, target_BHW != self.ignore)
+
+    def predict(self, prediction_KHW: Tensor) -> np.ndarray:
+        return prediction_KHW.argmax(0).cpu().numpy().astype(np.uint8 if self.ignore == IGNORE else np.uint16)
+
+    def meter(self) -> IoUMeter:
+        return IoUMeter(self.channels, self.class_names, self.name, self.ignore)
+
+    def baseline(self) -> IoUConstant:
+        return IoUConstant(self.meter())
+
+    def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
+        return columns.classes(self.title, self.class_names, predictions, truths, self.ignore)
+
+    def figures(self, meter: IoUMeter) -> list[figures.Figure]:
+        iou = [(name.removeprefix("IoU/"), value) for name, value in meter.details().items()]
+        return [figures.class_bars(iou), figures.confusion(meter.confusion, meter.class_names)]

@@ -1,0 +1,7 @@
+"""Semantic segmentation."""
+
+from fgmoe_dist.tasks.class_map import ClassTask
+
+
+class Semseg(ClassTask):
+    name, title = "semseg", "semantic classes"

@@ -1,0 +1,33 @@
+"""How good the model is by now: scores of the whole validation set, and one number to tell the best checkpoint by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fgmoe_dist.evaluation.evaluate import evaluate
+from fgmoe_dist.evaluation.painter import Painter
+from fgmoe_dist.metrics import Scores
+from fgmoe_dist.tasks import Task, baselines
+from fgmoe_dist.training.trainer import Trainer
+
+
+def score_validation(trainer: Trainer, pictures: Path, with_constants: bool) -> tuple[Scores, Scores]:
+    """The model's scores, and if asked for those of the best constant predictions; a collective.
+
+    `pictures` is the folder that panels of `train.pictures` images are drawn into.
+    """
+    config, shards = trainer.config, trainer.val_shards
+    constants = baselines(trainer.tasks) if with_constants else {}
+    painter = Painter(trainer.tasks, pictures, config.train.pictures, shards.samples, trainer.ranks)
+    scores = evaluate(
+        trainer.model, shards, trainer.eval_transform, trainer.ranks, observers=[painter], baselines=constants,
+        workers=config.data.workers, max_bad_samples=config.data.max_bad_samples,
+    )  # fmt: skip
+    return scores, {name: constant.compute() for name, constant in constants.items()}
+
+
+def run_score(tasks: list[Task], scores: Scores) -> float:
+    """Mean of the headline metrics, signed so that higher is better, to tell the best checkpoint by."""
+    signs = [-1 if task.lower_is_better else 1 for task in tasks]
+    values = [task.headline_scale * scores[task.name][task.headline] for task in tasks]
+    return sum(sign * value for sign, value in zip(signs, values)) / len(tasks)

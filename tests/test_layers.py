@@ -1,0 +1,61 @@
+"""Packages are layers: what lies higher imports what lies lower, never the other way, so no circle can close.
+
+Every import counts: at the head of a file, inside a function, and those for type checkers alone.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "fgmoe_dist"
+
+# From the ground up. Those in one line know nothing of each other.
+LAYERS = """
+    errors compat precision settings arguments machine
+    files progress ranks
+    metrics drawing rooms
+    tasks data experts
+    decoders
+    config
+    encoders
+    model
+    checkpoints
+    evaluation tracking
+    reports
+    training
+    planning
+    benches export
+    train
+    verbs
+    cli
+""".strip().splitlines()
+HEIGHT = {name: height for height, line in enumerate(LAYERS) for name in line.split()}
+
+
+def imports(path: Path) -> set[str]:
+    """The packages and modules right below `fgmoe_dist` that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports here are absolute"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    parts = (name.split(".") for name in found)
+    return {part[1] for part in parts if part[0] == "fgmoe_dist" and len(part) > 1} - {"__version__"}
+
+
+def test_every_package_has_its_layer():
+    assert {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} == {
+        "__init__", *HEIGHT,
+    }  # fmt: skip
+
+
+def test_imports_go_down_only():
+    wrong = set()
+    for path in PACKAGE.rglob("*.py"):
+        file = path.relative_to(PACKAGE)
+        own = file.with_suffix("").parts[0]
+        wrong |= {f"{file} imports {name}" for name in imports(path) - {own} if HEIGHT[name] >= HEIGHT.get(own, 0)}
+    assert not wrong
