@@ -24,8 +24,8 @@ from fgmoe_dist.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
-        metavar="nyud|pascal|FILE.yaml",
-        help="labels: layout of --root, or a file that describes a data set of your own",
+        metavar="NAME|FILE.yaml",
+        help="labels: layout of --root, such as nyud or pascal, or a file that describes a data set of your own",
     )
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="the unpacked archive's own folder; a FILE.yaml may name it itself"
