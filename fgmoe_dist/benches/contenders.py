@@ -24,7 +24,7 @@ from fgmoe_dist.experts.backends import create_routed_experts
 from fgmoe_dist.experts.backends.base import RoutedExperts
 from fgmoe_dist.experts.backends.fused import FusedExperts
 from fgmoe_dist.experts.backends.stock import StockExperts
-from fgmoe_dist.experts.kernels import KERNELS, choose_kernel
+from fgmoe_dist.experts.kernels import AUTO, choose_kernel, find_kernel, kernel_names
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.precision import PRECISIONS
 from fgmoe_dist.progress import track
@@ -128,7 +128,7 @@ def _contenders(point: Point, ranks: Ranks, x_TNC: Tensor) -> tuple[dict[str, Co
     memory: dict[str, int] = {}
     for name in point.kernels:
         layer = _layer(point, ranks, ranks.world, "fused", name)
-        kernel = choose_kernel(name, x_TNC, layer.bank.weights)
+        kernel = choose_kernel("ffn", name, x_TNC, layer.bank.weights)
         memory = memory or _memory(layer, point)
         replica = layer if ranks.world == 1 else _layer(point, ranks, 1, "fused", name)
         contenders[f"kernel:{kernel}"] = _kernel_alone(replica, kernel, x_TNC)
@@ -179,7 +179,7 @@ def _kernel_alone(layer: FusedExperts, kernel: str, x_TNC: Tensor) -> Contender:
     weight_MK = nn.Parameter(routing.weight_TNK.flatten(0, 1))
 
     def forward(x_TNC: Tensor) -> Tensor:
-        y_MC = KERNELS[kernel](x_TNC.flatten(0, 1), weight_MK, expert_MK, layer.bank.weights)
+        y_MC = find_kernel("ffn", kernel)(x_TNC.flatten(0, 1), weight_MK, expert_MK, layer.bank.weights)
         return y_MC.view_as(x_TNC)
 
     return Contender(forward, [weight_MK, *layer.bank.parameters()])
@@ -221,6 +221,6 @@ def _check(point: Point, contenders: dict[str, Contender], x_TNC: Tensor, dy_TNC
 
 
 def check_kernels(kernels: tuple[str, ...]) -> None:
-    unknown = [name for name in kernels if name != "auto" and name not in KERNELS]
+    unknown = [name for name in kernels if name not in (AUTO, *kernel_names("ffn"))]
     if unknown:
-        raise UserError(f"--kernels {unknown[0]}: there are auto, {', '.join(KERNELS)}")
+        raise UserError(f"--kernels {unknown[0]}: there are auto, {', '.join(kernel_names('ffn'))}")

@@ -129,13 +129,12 @@ def _grid(args: argparse.Namespace, device: str) -> dict[str, Any]:
 
 
 def _check_alignment(grid: dict[str, Any]) -> None:
-    multiple = 8 if "bf16" in grid["dtype"] else 4
-    for key in ("channels", "hidden"):
-        if grid[key] % multiple:
-            raise UserError(
-                f"--{key} {grid[key]}: --kernels grouped takes rows of whole 16 bytes; give a multiple of {multiple},"
-                f" or leave grouped out"
-            )
+    from fgmoe_dist.experts.kernels import unfit
+    from fgmoe_dist.experts.kernels.fitness import Place
+
+    for key, precision in product(("channels", "hidden"), grid["dtype"]):
+        if reason := unfit("ffn", "grouped", Place("", precision, {f"--{key}": grid[key]})):
+            raise UserError(f"--{key} {grid[key]}: --kernels grouped {reason}, or leave grouped out")
 
 
 def _points(args: argparse.Namespace, grid: dict[str, Any], world: int) -> list[Point]:

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fgmoe_dist.benches.timing import seconds_of
-from fgmoe_dist.experts.kernels import KERNELS, BankWeights, choose_kernel
+from fgmoe_dist.experts.kernels import AUTO, choose_kernel, find_kernel
+from fgmoe_dist.experts.kinds import KINDS
+from fgmoe_dist.experts.kinds.ffn import FFNWeights
 from fgmoe_dist.planning.profile import Compute, Curve
 from fgmoe_dist.precision import PRECISIONS
 
@@ -145,14 +147,14 @@ def _experts(device: torch.device, dtype: torch.dtype, budget_s: float) -> Itera
     """Forward and backward of the kernel that `auto` takes, by rows per expert: kind, size, FLOPs, seconds."""
     for channels, hidden in WIDTHS:
         shapes = [(EXPERTS, channels, hidden), (EXPERTS, hidden), (EXPERTS, hidden, channels), (EXPERTS, channels)]
-        bank = BankWeights(*(0.1 * torch.randn(shape, device=device).to(dtype) for shape in shapes))
+        bank = FFNWeights(*(0.1 * torch.randn(shape, device=device).to(dtype) for shape in shapes))
         for weight in bank:
             weight.requires_grad_()
         for rows in ROWS_PER_EXPERT:
             x_MC = torch.randn(rows * EXPERTS // TOP_K, channels, device=device).to(dtype).requires_grad_()
             gate_MK = torch.rand(len(x_MC), TOP_K, device=device).requires_grad_()
             expert_MK = torch.rand(len(x_MC), EXPERTS, device=device).topk(TOP_K).indices.to(torch.int32)
-            kernel = KERNELS[choose_kernel("auto", x_MC, bank)]
+            kernel = find_kernel("ffn", choose_kernel("ffn", AUTO, x_MC, bank))
             gradient_MC = torch.ones_like(x_MC)
 
             def forward(kernel=kernel, rows=(x_MC, gate_MK, expert_MK), bank=bank) -> Tensor:
@@ -161,7 +163,7 @@ def _experts(device: torch.device, dtype: torch.dtype, budget_s: float) -> Itera
             def both(forward=forward, gradient_MC=gradient_MC) -> None:
                 forward().backward(gradient_MC)
 
-            flops = 4 * rows * EXPERTS * channels * hidden
+            flops = rows * EXPERTS * KINDS["ffn"].flops(channels, hidden)
             seconds = seconds_of(forward, device, budget_s)
             backward = max(seconds_of(both, device, budget_s) - seconds, 0.1 * seconds)
             yield f"experts:{channels}x{hidden}", rows, flops, seconds

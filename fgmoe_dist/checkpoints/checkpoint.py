@@ -5,7 +5,8 @@
     state.json                     step, configuration, data set, encoder, who wrote it
     decoder.safetensors            replicated parameters: NAME.weight, NAME.exp_avg, NAME.exp_avg_sq, fp32;
                                    persistent buffers outside the encoder: NAME.weight, fp32
-    experts-000-of-002.safetensors blocks.B.experts.TASK.EXPERT.WEIGHT.weight and its moments, one file an expert rank
+    experts-000-of-002.safetensors blocks.B.experts.TASK.EXPERT.WEIGHT.weight and its moments, one file an expert rank;
+                                   TASK is `shared` for experts that all tasks share
 
 This module takes what a rank has to write out of the engine (`take_snapshot`), writes it (`write_snapshot`), and loads
 it again; `checkpoints/writer.py` decides when, `checkpoints/folder.py` names. The frozen encoder is not in a
@@ -30,7 +31,7 @@ from fgmoe_dist.config import Config, build_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.backends import BACKENDS
 from fgmoe_dist.experts.backends.base import LogicalExpert, RoutedExperts
-from fgmoe_dist.experts.backends.fused import ROUTERS
+from fgmoe_dist.experts.backends.fused import ROUTER_WEIGHTS
 from fgmoe_dist.experts.groups import copy_rank, ep_rank, is_expert_parameter
 from fgmoe_dist.model import Model, create_model
 
@@ -146,9 +147,9 @@ def load_model(path: Path, kernel: str = "auto") -> tuple[Model, Config, Checkpo
         )
     with _Reader(checkpoint) as reader, torch.no_grad():
         for name, parameter in _replicated(model.decoder):
-            if name.endswith(ROUTERS):
+            if name.endswith(ROUTER_WEIGHTS):
                 backend = BACKENDS[state.config["experts"]["backend"]]
-                parameter.copy_(backend.read_routers(reader.within(name.removesuffix(ROUTERS)), parameter.shape))
+                parameter.copy_(backend.read_routers(reader.within(name.removesuffix(ROUTER_WEIGHTS)), parameter.shape))
             else:
                 parameter.copy_(reader.read(f"{name}.weight", parameter.shape))
         for prefix, layer in _expert_layers(model.decoder):
@@ -209,7 +210,8 @@ def _by_parameter(layer: RoutedExperts) -> Iterator[tuple[nn.Parameter, list[Log
 
 
 def _expert_name(prefix: str, expert: LogicalExpert) -> str:
-    return f"{prefix}.{expert.task}.{expert.expert}.{expert.weight}"
+    owner = "shared" if expert.task is None else expert.task
+    return f"{prefix}.{owner}.{expert.expert}.{expert.weight}"
 
 
 class _Reader:

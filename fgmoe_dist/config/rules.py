@@ -8,15 +8,13 @@ from pathlib import Path
 
 from fgmoe_dist.config.schema import Config
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.experts.settings import STOCK_ROUTING
 from fgmoe_dist.tasks import TASKS
 
 
 def conflicts(config: Config) -> list[str]:
     """Every contradiction between settings, one line each."""
     around = config.surroundings()
-    experts = [*_placement_conflicts(config), *_expert_conflicts(config)] if "experts" in config.sections() else []
-    return [*experts, *config.decoder.conflicts(around), *_task_conflicts(config), *_training_conflicts(config)]
+    return [*config.decoder.conflicts(around), *_task_conflicts(config), *_training_conflicts(config)]
 
 
 def _task_conflicts(config: Config) -> list[str]:
@@ -85,66 +83,3 @@ def check_world(config: Config, world: int) -> None:
 def list_problems(origin: str, problems: list[str]) -> str:
     """All mistakes as one message."""
     return problems[0] if len(problems) == 1 else f"{origin}: {len(problems)} mistakes: " + "; ".join(problems)
-
-
-def _placement_conflicts(config: Config) -> list[str]:
-    """Where experts live, and which of them a token may reach."""
-    experts, ep_size, groups, found = config.experts, config.parallel.ep_size, config.expert_groups, []
-    if experts.hidden % experts.split:
-        found.append(f"experts.hidden={experts.hidden} is not divisible by experts.split={experts.split}")
-    if experts.top_k > experts.routed:
-        found.append(
-            f"experts.top_k={experts.top_k} exceeds the {experts.routed} routed experts (count x split); lower it"
-        )
-    if experts.routed % ep_size:
-        found.append(
-            f"parallel.ep_size={ep_size} does not divide the {experts.routed} routed experts a task (count x split)"
-        )
-    if experts.groups and experts.routed % experts.groups:
-        found.append(
-            f"experts.groups={experts.groups} does not divide the {experts.routed} routed experts a task; choose one"
-            " that does"
-        )
-    elif experts.groups % ep_size:
-        found.append(
-            f"experts.groups={experts.groups} is not a multiple of parallel.ep_size={ep_size}:"
-            f" a group would lie on two ranks; set experts.groups={ep_size}"
-        )
-    if experts.groups and experts.max_ranks_per_token > experts.groups:
-        found.append(
-            f"experts.max_ranks_per_token={experts.max_ranks_per_token} limits nothing: there are"
-            f" {experts.groups} groups; lower it, or set it to 0"
-        )
-    reached = min(experts.max_ranks_per_token, groups) * (experts.routed // groups)
-    if 0 < reached < experts.top_k <= experts.routed:
-        found.append(
-            f"experts.max_ranks_per_token={experts.max_ranks_per_token} leaves a token {reached} of the"
-            f" {experts.routed} routed experts, fewer than experts.top_k={experts.top_k}; raise it or lower top_k"
-        )
-    return found
-
-
-def _expert_conflicts(config: Config) -> list[str]:
-    """What routers, backends and kernels cannot do."""
-    experts, train, found = config.experts, config.train, []
-    if experts.shared_gate == "joint" and experts.score != "softmax":
-        found.append("experts.shared_gate=joint is one softmax; set experts.score=softmax")
-    if experts.kernel == "grouped":
-        multiple = 8 if train.precision == "bf16" else 4
-        for key, width in {"decoder.channels": config.decoder.channels, "experts.hidden": experts.fine_hidden}.items():
-            if width % multiple:
-                found.append(
-                    f"experts.kernel=grouped takes rows of whole 16 bytes, and {key} gives {width} numbers in"
-                    f" {train.precision}; make it a multiple of {multiple}, or set experts.kernel=auto"
-                )
-    if experts.backend != "fused":
-        for key, wanted in STOCK_ROUTING.items():
-            if (value := getattr(experts, key)) != wanted:
-                found.append(f"experts.{key}={value} needs experts.backend=fused; the stock layers have only {wanted}")
-    if experts.backend == "fairscale" and (experts.top_k != 2 or not experts.renormalise):
-        found.append(
-            "experts.backend=fairscale has a renormalised top-2 gate only; set experts.top_k=2 experts.renormalise=true"
-        )
-    if experts.backend == "fairscale" and train.precision != "fp32":
-        found.append("experts.backend=fairscale computes in fp32 only; set train.precision=fp32")
-    return found

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,12 +22,12 @@ from fgmoe_dist.decoders.base import Auxiliary, Decoder, DecoderSettings, Levels
 from fgmoe_dist.decoders.parts.aggregator import Aggregator
 from fgmoe_dist.decoders.parts.block import FGMoEBlock
 from fgmoe_dist.decoders.parts.heads import Head
-from fgmoe_dist.decoders.parts.mixer import MixerLayer, deformable_mixer
-from fgmoe_dist.drawing.load_map import load_figures, load_map
-from fgmoe_dist.experts.backends.stock import StockExperts
-from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.decoders.parts.mixer import deformable_mixer
+from fgmoe_dist.drawing.load_map import load_map
+from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses, figures_of, metrics
 from fgmoe_dist.experts.groups import is_expert_parameter
-from fgmoe_dist.experts.router import BalanceLosses, BalanceTerms, Routers
+from fgmoe_dist.experts.routers import Router
+from fgmoe_dist.experts.rules import conflicts as expert_conflicts
 from fgmoe_dist.experts.unrouted import Unrouted
 from fgmoe_dist.tasks import Task
 
@@ -51,7 +50,8 @@ class FGMoESettings(DecoderSettings):
         return size_hw[0] // self.stride, size_hw[1] // self.stride
 
     def conflicts(self, around: Surroundings) -> list[str]:
-        size, found = around.image_size, []
+        size = around.image_size
+        found = expert_conflicts(around.experts, self.channels, around.ep_size, around.precision)
         if any(side % self.stride for side in size):
             found.append(
                 f"data.image_size={list(size)} is not a multiple of decoder.stride={self.stride}; change one of them"
@@ -104,35 +104,27 @@ class FGMoE(Decoder):
 
     def auxiliary(self, output: Output) -> Auxiliary:
         """The balance losses of all ranks' tokens, and the experts' load."""
-        experts, balance = self.experts, balance_losses(output.terms, self.experts.groups or self.ep_size)
-        return Auxiliary(
-            {
-                "experts/balance_loss": (experts.balance_weight, balance.losses.experts),
-                "experts/z_loss": (experts.z_weight, balance.losses.z),
-                "experts/device_balance_loss": (experts.device_balance_weight, balance.losses.devices),
-            },
-            {"load": balance.load_LTE, "dropped": balance.dropped_LT},
-        )
+        return Auxiliary(*auxiliary_losses(output.terms, self.experts, self.experts.groups or self.ep_size))
 
     def after_step(self, counts: Mapping[str, Tensor]) -> None:
-        """Moves the routers' biases against the load. Nothing without `experts.bias_update_rate`."""
-        routers = (module for module in self.modules() if isinstance(module, Routers))
+        """Tells every block's router its load."""
+        routers = (module for module in self.modules() if isinstance(module, Router))
         for router, load_TE in zip(routers, counts["load"]):
-            router.update_bias(load_TE)
+            router.after_step(load_TE)
 
     def metrics(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
-        imbalance = {"experts/rank_imbalance": rank_imbalance(counts["load"], self.ep_size)}
-        return imbalance | load_metrics(counts["load"], counts["dropped"], [task.name for task in self.tasks])
+        return metrics(counts, [task.name for task in self.tasks], self.ep_size)
 
     def pictures(self, counts: Mapping[str, Tensor], caption: str) -> dict[str, np.ndarray]:
         names, groups = [task.name for task in self.tasks], self.experts.groups or self.ep_size
-        load_LTE, dropped_LT = (counts[name].cpu().numpy() for name in ("load", "dropped"))
-        return {"expert_load": load_map(load_LTE, dropped_LT, names, caption=caption, groups=groups)}
+        load_LTE = counts["load"].cpu().numpy()
+        return {"expert_load": load_map(load_LTE, figures_of(counts), names, caption=caption, groups=groups)}
 
     def describe(self) -> list[tuple[str, str]]:
         experts = self.experts
+        whose = "for all tasks of a" if experts.bank == "shared" else "a task and"
         return [
-            ("experts", f"{experts.routed} routed a task and block ({experts.routed // self.ep_size} on each rank),"
+            ("experts", f"{experts.routed} routed {whose} block ({experts.routed // self.ep_size} on each rank),"
                         f" {experts.top_k} a token, {experts.shared} shared, {experts.global_experts} global;"
                         f" backend {experts.backend}"),
             ("kernel", *self.notes()),
@@ -152,63 +144,16 @@ class FGMoE(Decoder):
             block.routed = Unrouted(block.routed.routers, self.experts)
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
+        """What its modules say, each of itself."""
         for module in self.modules():
-            if isinstance(module, (Head, MixerLayer, Routers, SharedExperts, StockExperts)):
-                yield from (p for p in module.parameters() if not is_expert_parameter(p))
-            elif isinstance(module, GlobalExperts):
-                yield from (module.gate_TCG, module.gate_bias_TG)
-            elif isinstance(module, Aggregator):
-                yield from (p for n, p in module.named_parameters() if n.startswith(("level_weights", "down", "up")))
+            if module is not self and hasattr(module, "own_parameters"):
+                yield from module.own_parameters()
 
     def active_experts(self) -> int:
         routed = self.ep_size * sum(p.numel() for p in self.parameters() if is_expert_parameter(p))
-        return routed // (len(self.tasks) * self.experts.routed) * self.experts.top_k
+        return routed // (self.experts.banks(len(self.tasks)) * self.experts.routed) * self.experts.top_k
 
 
 def _to_tokens(x: Tensor) -> Tensor:
     """`[..., B, C, h, w]` to `[..., B h w, C]`."""
     return x.movedim(-3, -1).flatten(-4, -2)
-
-
-class Balance(NamedTuple):
-    """Balance losses, mean over blocks, and what the experts were asked for by the tokens of all ranks."""
-
-    losses: BalanceLosses
-    load_LTE: Tensor  # slots that chose each expert
-    dropped_LT: Tensor  # of these, slots that found their expert full
-
-
-def balance_losses(balance: list[BalanceTerms], groups: int = 1) -> Balance:
-    """The losses are those of all ranks' tokens together (`BalanceLosses`), in `groups` of experts a device.
-
-    A collective: loads are summed over all ranks in one small exchange.
-    """
-    counts = [torch.cat([t.load_TE, t.dropped_T[:, None], t.tokens.expand(len(t.load_TE), 1)], 1) for t in balance]
-    counts_LTX, ranks = torch.stack(counts).detach(), 1
-    if dist.is_initialized():
-        dist.all_reduce(counts_LTX)
-        ranks = dist.get_world_size()
-    load_LTE, dropped_LT, tokens_LT = counts_LTX[..., :-2], counts_LTX[..., -2], counts_LTX[..., -1]
-    each = [
-        BalanceLosses.of(terms, load_TE, tokens_T[0], ranks, groups)
-        for terms, load_TE, tokens_T in zip(balance, load_LTE, tokens_LT)
-    ]
-    return Balance(BalanceLosses(*(torch.stack(losses).mean() for losses in zip(*each))), load_LTE, dropped_LT)
-
-
-def load_metrics(load_LTE: Tensor, dropped_LT: Tensor, task_names: list[str]) -> dict[str, float]:
-    """`LoadFigures` of each block and task."""
-    metrics = {}
-    for block, (load_TE, dropped_T) in enumerate(zip(load_LTE.double().cpu().numpy(), dropped_LT.tolist())):
-        for name, load_E, dropped in zip(task_names, load_TE, dropped_T):
-            for figure, value in load_figures(load_E, dropped)._asdict().items():
-                metrics[f"experts/{figure}/block{block}/{name}"] = float(value)
-    return metrics
-
-
-def rank_imbalance(load_LTE: Tensor, ep_size: int) -> float:
-    """Slots routed to the busiest rank's share of the experts over the mean, all blocks and tasks together: what
-    `fgmoe plan --imbalance` takes. Dropped slots count.
-    """
-    load_R = load_LTE.double().unflatten(-1, (ep_size, -1)).sum((0, 1, 3))
-    return (load_R.max() / load_R.mean().clamp(min=1)).item()

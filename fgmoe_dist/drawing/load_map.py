@@ -6,7 +6,6 @@ that nobody chose is hatched. Legend: L blocks, T tasks, E experts per task, N c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,8 @@ from fgmoe_dist.drawing.style import FAINT, INK, LINE, PAPER, font, hatch
 
 ROW, GAP, MARGIN, TITLE, SCALE = 26, 12, 20, 30, 240  # pixels; SCALE is the length of the colour scale
 FIGURE = 80  # pixels of each of the figures beside a row
+# What stands beside a row, and how it is written.
+FIGURES = {"entropy": "{:.3f}", "busiest": "{:.1f}x", "dead": "{}", "dropped": "{:.1%}"}
 DOUBLINGS = 3  # the scale ends at 1/8 and 8 times the even load
 # Too little is blue, too much red, even is nearly white: matplotlib's `RdBu`, reversed, in nine steps.
 STOPS = np.array([
@@ -26,35 +27,18 @@ STOPS = np.array([
 ])  # fmt: skip
 
 
-class LoadFigures(NamedTuple):
-    """How even the load of a task's experts is."""
-
-    entropy: float  # 1: even
-    busiest: float  # load of the busiest expert over the even one
-    dead: int  # experts that nobody chose
-    dropped: float  # share of the slots that found their expert full
-
-
-def load_figures(load_E: np.ndarray, dropped: float) -> LoadFigures:
-    """Of slots counted by the expert they chose, and of how many of them were dropped."""
-    slots, experts = max(load_E.sum(), 1), len(load_E)
-    share_E = load_E[load_E > 0] / slots
-    entropy = (share_E * np.log(1 / share_E)).sum() / math.log(max(2, experts))
-    return LoadFigures(
-        float(entropy), float(load_E.max() * experts / slots), int((load_E == 0).sum()), float(dropped / slots)
-    )
-
-
 def load_map(
     load_LTE: np.ndarray,
-    dropped_LT: np.ndarray,
+    figures_LT: Sequence[Sequence[NamedTuple]],
     task_names: Sequence[str],
     path: str | Path | None = None,
     caption: str = "",
     groups: int = 1,
 ) -> np.ndarray:
-    """uint8 RGB; saved at `path` if given. `load_LTE` counts the slots that chose each expert, `dropped_LT` those of
-    them that found it full; lines part the `groups` of experts that share a device.
+    """uint8 RGB; saved at `path` if given.
+
+    `load_LTE` counts the slots that chose each expert. The row of a block and task ends in its `FIGURES`, attributes
+    of `figures_LT`. Lines part the `groups` of experts that share a device.
     """
     blocks, tasks, experts = load_LTE.shape
     cell = max(4, min(44, 1200 // experts))
@@ -62,12 +46,12 @@ def load_map(
     labels = max(small.getlength(name) for name in task_names) + 2 * GAP
     left, top = MARGIN + max(round(labels), round(small.getlength("block 00")) + GAP), MARGIN + 2 * TITLE
     right = left + experts * cell + GAP
-    width = max(right + len(LoadFigures._fields) * FIGURE, left + SCALE + 3 * FIGURE) + MARGIN
+    width = max(right + len(FIGURES) * FIGURE, left + SCALE + 3 * FIGURE) + MARGIN
     foot = top + blocks * (tasks * ROW + TITLE)
     canvas = Image.new("RGB", (width, foot + 3 * TITLE), PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), f"load of the routed experts{caption and ', ' + caption}", INK, font(19))
-    for i, title in enumerate(LoadFigures._fields):
+    for i, title in enumerate(FIGURES):
         draw.text((right + (i + 1) * FIGURE, top - 4), title, FAINT, small, anchor="rs")
     for block in range(blocks):
         y = top + block * (tasks * ROW + TITLE)
@@ -77,7 +61,7 @@ def load_map(
             place = y + TITLE + t * ROW
             draw.text((left - GAP, place + ROW / 2), name, INK, small, anchor="rm")
             _draw_row(canvas, left, place, cell, load_LTE[block, t], groups)
-            for i, text in enumerate(_texts(load_figures(load_LTE[block, t], dropped_LT[block, t]))):
+            for i, text in enumerate(_texts(figures_LT[block][t])):
                 draw.text((right + (i + 1) * FIGURE, place + ROW / 2), text, INK, small, anchor="rm")
     _draw_legend(canvas, left, foot + TITLE)
     if path is not None:
@@ -85,8 +69,8 @@ def load_map(
     return np.asarray(canvas)
 
 
-def _texts(figures: LoadFigures) -> tuple[str, ...]:
-    return f"{figures.entropy:.3f}", f"{figures.busiest:.1f}x", str(figures.dead), f"{figures.dropped:.1%}"
+def _texts(figures: NamedTuple) -> list[str]:
+    return [form.format(getattr(figures, name)) for name, form in FIGURES.items()]
 
 
 def load_colours(times_even: np.ndarray) -> np.ndarray:

@@ -31,14 +31,14 @@ class Route:
     group: Optional[dist.ProcessGroup]
 
 
-class Flight:
-    """Rows under way. Data travels in here, not along the autograd graph, which a scalar ticket links."""
+class Exchange:
+    """Rows under way. They bypass autograd, in which a scalar token stands for them and keeps the order."""
 
     def __init__(self, route: Route, rows: Sequence[Tensor], back: bool):
         sending, receiving = (route.receive_rows, route.send_rows) if back else (route.send_rows, route.receive_rows)
         self.route, self.back = route, back
         self.columns = [(row.shape[1], row.dtype) for row in rows]
-        self.homeward: Optional[Flight] = None  # the flight of the gradients
+        self.gradient_exchange: Optional[Exchange] = None  # the same way back
         self._own = [row[: route.own_rows] for row in rows]
         self._outgoing = _pack([row[route.own_rows :] for row in rows])  # must outlive the transfer
         self._arriving = self._outgoing.new_empty(sum(receiving), self._outgoing.shape[1])
@@ -46,7 +46,7 @@ class Flight:
             self._arriving, self._outgoing, receiving, sending, group=route.group, async_op=True
         )
 
-    def land(self) -> list[Tensor]:
+    def finish(self) -> list[Tensor]:
         """Waits, puts what arrived behind this rank's own rows, and frees the bytes before the experts run."""
         self._work.wait()
         rows = [torch.cat(parts) for parts in zip(self._own, _unpack(self._arriving, self.columns))]
@@ -54,11 +54,13 @@ class Flight:
         return rows
 
 
-class Departed(NamedTuple):
-    """What `start_exchange` returns and `wait_exchange` takes; apart, so that no reference cycle holds the bytes."""
+class Started(NamedTuple):
+    """What `start_exchange` returns and `wait_exchange` takes. The token is not in the exchange, which its graph holds:
+    such a circle would keep the bytes alive.
+    """
 
-    flight: Flight
-    ticket: Tensor
+    exchange: Exchange
+    token: Tensor
 
 
 def plan_route(
@@ -88,15 +90,15 @@ def plan_route(
     return route, (_Spread.apply(route, x_NC), weight_MK, expert_MK)
 
 
-def start_exchange(route: Route, *rows: Tensor, back: bool = False) -> Departed:
+def start_exchange(route: Route, *rows: Tensor, back: bool = False) -> Started:
     """Starts sending `rows` (all with the same number of rows) along `route`, or back along it."""
-    flight = Flight(route, [row.detach() for row in rows], back)
-    return Departed(flight, _Start.apply(flight, *rows))
+    exchange = Exchange(route, [row.detach() for row in rows], back)
+    return Started(exchange, _Start.apply(exchange, *rows))
 
 
-def wait_exchange(departed: Departed) -> tuple[Tensor, ...]:
+def wait_exchange(started: Started) -> tuple[Tensor, ...]:
     """This rank's own rows, then those that came from the others, in the order of their ranks."""
-    return _Wait.apply(departed.flight, departed.ticket)
+    return _Wait.apply(started.exchange, started.token)
 
 
 def combine(route: Route, y_MC: Tensor) -> Tensor:
@@ -137,31 +139,31 @@ class _Gather(torch.autograd.Function):
 
 class _Start(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, flight: Flight, *rows: Tensor) -> Tensor:
-        ctx.flight = flight
+    def forward(ctx, exchange: Exchange, *rows: Tensor) -> Tensor:
+        ctx.exchange = exchange
         return rows[0].new_zeros(())
 
     @staticmethod
     def backward(ctx, _):
-        # Taken out of the flight, which may bring other gradients home: a graph can be walked again, loss by loss.
-        homeward, ctx.flight.homeward = ctx.flight.homeward, None
-        gradients = iter(homeward.land())
-        return None, *[next(gradients) if dtype.is_floating_point else None for _, dtype in ctx.flight.columns]
+        # Taken out of the exchange, which may get others: a graph can be walked again, loss by loss.
+        back, ctx.exchange.gradient_exchange = ctx.exchange.gradient_exchange, None
+        gradients = iter(back.finish())
+        return None, *[next(gradients) if dtype.is_floating_point else None for _, dtype in ctx.exchange.columns]
 
 
 class _Wait(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, flight: Flight, ticket: Tensor) -> tuple[Tensor, ...]:
-        ctx.flight = flight
-        rows = flight.land()
+    def forward(ctx, exchange: Exchange, token: Tensor) -> tuple[Tensor, ...]:
+        ctx.exchange = exchange
+        rows = exchange.finish()
         ctx.mark_non_differentiable(*[row for row in rows if not row.dtype.is_floating_point])
         return tuple(rows)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        flight = ctx.flight
-        floating = [grad for grad, (_, dtype) in zip(gradients, flight.columns) if dtype.is_floating_point]
-        flight.homeward = Flight(flight.route, floating, not flight.back)
+        exchange = ctx.exchange
+        floating = [grad for grad, (_, dtype) in zip(gradients, exchange.columns) if dtype.is_floating_point]
+        exchange.gradient_exchange = Exchange(exchange.route, floating, not exchange.back)
         return None, floating[0].new_zeros(())
 
 

@@ -1,18 +1,15 @@
-"""Settings of the routed, shared and global experts, and what of them cannot go together."""
+"""Settings of the routed, shared and global experts."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fgmoe_dist.settings import Section
 
-# What DeepSpeed's and fairscale's layers can do of `Experts`; how they drop tokens is their own affair.
-STOCK_ROUTING = {
-    "score": "softmax", "shared_gate": "none", "noise": 0.0, "kernel": "auto",
-    "bias_update_rate": 0.0, "max_ranks_per_token": 0, "capacity_factor": 0.0,
-}  # fmt: skip
+# Balance losses whose weight is a setting of its own: these are always computed, and logged.
+OWN_WEIGHT = {"balance": "balance_weight", "z": "z_weight", "device_balance": "device_balance_weight"}
 
 
 class Experts(Section):
@@ -21,6 +18,13 @@ class Experts(Section):
         4, ge=1, description="m, parts each expert's hidden dimension is split into; N*m routed fine experts a task"
     )
     hidden: int = Field(256, ge=1, description="H, hidden size of an unsplit expert; a fine expert has H/m")
+    kind: str = Field("ffn", description="what an expert computes. ffn: an MLP; lora: B A x, with rank H/m")
+    bank: Literal["task", "shared"] = Field(
+        "task", description="task: each task has N*m routed experts; shared: all tasks route over the same N*m"
+    )
+    router: str = Field(
+        "token", description="who chooses experts. token: each token for itself; image: all tokens of an image together"
+    )
     top_k: int = Field(4, ge=1, description="k, routed fine experts a token is sent to")
     shared: int = Field(1, ge=0, description="K_s, always-on fine experts a task")
     global_experts: int = Field(
@@ -41,6 +45,9 @@ class Experts(Section):
         0.0, ge=0, description="a2, weight of the load-balance loss over groups of experts"
     )
     z_weight: float = Field(0.0, ge=0, description="weight of the router z-loss, mean logsumexp(logits)^2")
+    balance_losses: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="weights of further balance losses by name (pooled)"
+    )
     bias_update_rate: float = Field(
         0.0,
         ge=0,
@@ -55,12 +62,12 @@ class Experts(Section):
         description="an expert takes ceil(factor * k * tokens / N') slots of an image; 0: dropless (fused only)",
     )
     noise: float = Field(0.0, ge=0, description="standard deviation of the noise on training logits")
-    backend: Literal["fused", "deepspeed", "fairscale"] = Field(
+    backend: str = Field(
         "fused",
         description="fused: one dispatch for all tasks; deepspeed, fairscale: those libraries' layers, one a task",
     )
-    kernel: Literal["auto", "reference", "cpu", "grouped", "triton"] = Field(
-        "auto", description="how a rank computes its experts (fused only)"
+    kernel: str = Field(
+        "auto", description="how a rank computes its experts: auto, reference, cpu, grouped, triton (fused only)"
     )
 
     @property
@@ -72,3 +79,11 @@ class Experts(Section):
     def fine_hidden(self) -> int:
         """Hidden size of one fine expert, H/m."""
         return self.hidden // self.split
+
+    def banks(self, tasks: int) -> int:
+        """Sets of N' routed experts in a block."""
+        return 1 if self.bank == "shared" else tasks
+
+    def balance_weights(self) -> dict[str, float]:
+        """The weight of each balance loss that is computed, by its name in `balance.BALANCE`."""
+        return {**{name: getattr(self, key) for name, key in OWN_WEIGHT.items()}, **self.balance_losses}

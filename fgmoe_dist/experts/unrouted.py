@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from torch import Tensor, nn
 
-from fgmoe_dist.experts.router import BalanceTerms
+from fgmoe_dist.experts.balance import BalanceTerms
 from fgmoe_dist.experts.settings import Experts
 
 

@@ -49,7 +49,8 @@ class ScalarMap(Label):
     def empty(self, count: int, size_hw: tuple[int, int]) -> Tensor:
         import torch
 
-        return torch.full((count, *size_hw), self.ignore)
+        # Memory that comes as zeros need not be written.
+        return torch.zeros(count, *size_hw) if self.positive else torch.full((count, *size_hw), torch.nan)
 
     def valid(self, label: np.ndarray | Tensor) -> np.ndarray | Tensor:
         return label > 0 if self.positive else label == label  # NaN alone differs from itself

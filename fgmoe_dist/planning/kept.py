@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fgmoe_dist.config import Config
+from fgmoe_dist.experts.kernels import AUTO, automatic, widths_of
+from fgmoe_dist.experts.kernels.fitness import Place
+from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.traffic import GATE_BYTES, INDEX_BYTES, rows_to_a_rank, value_bytes
 
@@ -24,34 +27,33 @@ class Kept(NamedTuple):
     empty_too: bool  # also of slots whose expert lives elsewhere
 
 
-def kernel_keeps(kernel: str, channels: int, hidden: int, top_k: int, width: int) -> Kept:
+def kernel_keeps(kind: str, kernel: str, channels: int, hidden: int, top_k: int, width: int) -> Kept:
     """`hidden` is a fine expert's, `width` the bytes of a feature. What each saves is in experts/kernels/."""
-    # Autograd keeps a slot's features in and out of the experts and out of the gate, and its hidden units twice.
-    plain = width * (3 * channels + 2 * hidden + 1)
-    return {
+    # Autograd keeps a slot's features in and out of the experts and out of the gate, and its hidden units.
+    plain = width * (3 * channels + KINDS[kind].kept_units * hidden + 1)
+    keeps = {
         "reference": Kept(0, 0, plain + 2 * LONG, False),
         "grouped": Kept(0, 0, plain + 3 * LONG + 1, True),
         "cpu": Kept(channels * width, top_k * GATE_BYTES, width * (hidden + 1) + 2 * LONG + 1, False),
         "triton": Kept(channels * width, top_k * (GATE_BYTES + INDEX_BYTES), width * hidden + LONG, True),
-    }[kernel]
+    }
+    return keeps.get(kernel, keeps["reference"])  # one that came from outside
 
 
 def planned_kernel(config: Config, device: str) -> str:
-    """What `experts.kernel` stands for on that device: the rule of kernels/__init__.py, without torch."""
-    kernel, width = config.routed.experts.kernel, value_bytes(config)
-    if kernel != "auto":
-        return kernel
-    if device == "cpu":
-        return "cpu"
-    aligned = all(size * width % 16 == 0 for size in (config.routed.channels, config.routed.experts.fine_hidden))
-    return "grouped" if config.train.precision == "bf16" and aligned else "reference"
+    """What `experts.kernel` stands for on that device."""
+    channels, experts = config.routed.channels, config.routed.experts
+    if experts.kernel != AUTO:
+        return experts.kernel
+    place = Place(device, config.train.precision, widths_of(channels, experts.fine_hidden))
+    return automatic(experts.kind, place)
 
 
 def routed_bytes(config: Config, counts: Counts, device: str, imbalance: float) -> float:
     """Of one block and micro-batch on the busiest rank, whose experts get `imbalance` times the mean of slots."""
     routed, ep_size, width = config.routed, config.parallel.ep_size, value_bytes(config)
     experts, channels, top_k = routed.experts, routed.channels, routed.experts.top_k
-    keeps = kernel_keeps(planned_kernel(config, device), channels, experts.fine_hidden, top_k, width)
+    keeps = kernel_keeps(experts.kind, planned_kernel(config, device), channels, experts.fine_hidden, top_k, width)
     tokens, rows = routed.tasks * counts.tokens, rows_to_a_rank(config) * ep_size
     slots = (rows if keeps.empty_too else tokens) * top_k
     # Where nothing is dispatched rows are the tokens themselves, which shared experts keep too, or routers in fp32.

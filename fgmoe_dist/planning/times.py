@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Optional, Sequence
 
 from fgmoe_dist.config import Config
+from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.placement import Placement, Spread
 from fgmoe_dist.planning.profile import Compute, Link, Links, Machine
@@ -100,8 +101,8 @@ class _StepModel:
             return []
         channels, hidden = routed.channels, experts.fine_hidden
         slots = routed.tasks * self.counts.tokens * experts.top_k
-        local = routed.tasks * experts.routed / self.placement.ep_size
-        flops = self.imbalance * slots * 4 * channels * hidden
+        local = experts.banks(routed.tasks) * experts.routed / self.placement.ep_size
+        flops = self.imbalance * slots * KINDS[experts.kind].flops(channels, hidden)
         scores = routed.tasks * self.counts.tokens * experts.routed
         forward = compute.seconds("matmul", "fp32", 2 * scores * channels, min(channels, experts.routed))
         forward += 3 * compute.seconds("softmax", "fp32", scores)  # softmax, top-k, logsumexp

@@ -15,20 +15,21 @@ from torch.nn import functional as F
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.decoders.base import parameter_counts
-from fgmoe_dist.decoders.fgmoe import balance_losses
 from fgmoe_dist.decoders.parts.aggregator import Aggregator
 from fgmoe_dist.decoders.parts.block import FGMoEBlock
 from fgmoe_dist.decoders.parts.heads import Head
 from fgmoe_dist.decoders.parts.mixer import DeformableConv1x1, deformable_mixer
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.experts.bank import WEIGHTS, GlobalExperts, SharedExperts, initial_expert
+from fgmoe_dist.experts.balance import auxiliary_losses
+from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.model import create_model
 from fgmoe_dist.planning.traffic import exchange_bytes
 from tests.experts.oracle import fine_expert, routed_experts
 from tests.runs import SETTINGS
 
-C, TASKS = 8, 3
+C, TASKS, FFN = 8, 3, KINDS["ffn"]
 LEVELS = [(6, 4, 5), (10, 2, 3)]  # channels, h, w
 GRID = (8, 10)
 
@@ -142,12 +143,12 @@ def test_a_head_resizes_to_the_input_and_answers_in_fp32():
 
 
 def initial(identity: tuple, hidden: int) -> list[torch.Tensor]:
-    return [initial_expert(C, hidden, *identity)[name].double() for name in WEIGHTS]
+    return [value.double() for value in FFN.initial(C, hidden, *identity).values()]
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_shared_experts_are_a_sum_over_experts(gated):
-    shared = SharedExperts(TASKS, C, 6, 2, "id").double()
+    shared = SharedExperts(FFN, TASKS, C, 6, 2, "id").double()
     for bias in (shared.b_in_TH, shared.b_out_TSC):
         nn.init.normal_(bias)
     x_TNC = torch.randn(TASKS, 4, C).double()
@@ -164,7 +165,7 @@ def test_shared_experts_are_a_sum_over_experts(gated):
 
 
 def test_global_experts_are_mixed_by_feature_and_task():
-    layer = GlobalExperts(TASKS, C, 6, 2, "id").double()
+    layer = GlobalExperts(FFN, TASKS, C, 6, 2, "id").double()
     nn.init.normal_(layer.b_in_GH)
     nn.init.normal_(layer.gate_bias_TG)
     a_NC = torch.randn(4, C).double()
@@ -233,8 +234,9 @@ def gradients(config) -> dict[str, torch.Tensor]:
     """Of every task's output and of the balance losses."""
     model = create_model(config, INFO)
     output = model(image())
-    losses = balance_losses(output.terms).losses
-    (sum(p.square().mean() for p in output.predictions.values()) + sum(losses)).backward()
+    losses, _ = auxiliary_losses(output.terms, config.experts, 1)
+    balance = sum(value for _, value in losses.values())
+    (sum(p.square().mean() for p in output.predictions.values()) + balance).backward()
     return {
         name.replace("_checkpoint_wrapped_module.", ""): parameter.grad for name, parameter in model.named_parameters()
     }

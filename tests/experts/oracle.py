@@ -19,6 +19,13 @@ def fine_expert(x_C: Tensor, w_in_CH: Tensor, b_in_H: Tensor, w_out_HC: Tensor, 
     return gelu(x_C @ w_in_CH + b_in_H) @ w_out_HC + b_out_C
 
 
+def low_rank(x_C: Tensor, a_CR: Tensor, b_RC: Tensor) -> Tensor:
+    return x_C @ a_CR @ b_RC
+
+
+EXPERT = {"ffn": fine_expert, "lora": low_rank}
+
+
 def scores(logits_E: Tensor, config: Experts) -> Tensor:
     return torch.sigmoid(logits_E) if config.score == "sigmoid" else torch.softmax(logits_E, 0)
 
@@ -43,13 +50,22 @@ def gates(logits: Tensor, chosen: list[int], config: Experts) -> list[Tensor]:
     return [score_E[e] / kept for e in chosen]
 
 
+def looked_at(x_NC: Tensor, n: int, config: Experts, images: int) -> Tensor:
+    """What the experts of token n are chosen by: itself, or the mean of its image."""
+    if config.router == "token":
+        return x_NC[n]
+    size = len(x_NC) // images
+    first = n // size * size
+    return sum(x_NC[first : first + size]) / size
+
+
 def route(
     x_NC: Tensor, router: Tensor, config: Experts, groups: int = 1, images: int = 1, bias_E: Optional[Tensor] = None
 ) -> list[list[tuple[int, Tensor]]]:
     """For each token of a task its (expert, gate) pairs; a capacity takes those away that find their expert full."""
     tokens = []
-    for x_C in x_NC:
-        logits = x_C @ router
+    for n in range(len(x_NC)):
+        logits = looked_at(x_NC, n, config, images) @ router
         chosen = select(logits[: config.routed], config, groups, bias_E)
         tokens.append(list(zip(chosen, gates(logits, chosen, config))))
     if config.capacity_factor and tokens:
@@ -73,11 +89,12 @@ def routed_experts(
     images: int = 1,
     bias_TE: Optional[Tensor] = None,
 ) -> Tensor:
-    """`weights[task, expert]` = the four tensors of one fine expert."""
-    out = torch.zeros_like(x_TNC)
+    """`weights[task, expert]` = the tensors of one fine expert; of no task where all share one bank."""
+    out, expert = torch.zeros_like(x_TNC), EXPERT[config.kind]
     for t, x_NC in enumerate(x_TNC):
         bias_E = None if bias_TE is None else bias_TE[t]
         for n, pairs in enumerate(route(x_NC, router_TCE[t], config, groups, images, bias_E)):
             for e, gate in pairs:
-                out[t, n] = out[t, n] + gate * fine_expert(x_NC[n], *weights[t, e])
+                owner = None if config.bank == "shared" else t
+                out[t, n] = out[t, n] + gate * expert(x_NC[n], *weights[owner, e])
     return out

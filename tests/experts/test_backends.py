@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Optional
 
 import pytest
 import torch
 
-from fgmoe_dist.experts.bank import WEIGHTS, initial_expert
+from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.settings import Experts
 from tests.experts.oracle import routed_experts
 from tests.ranks import run_ranks
@@ -27,11 +28,22 @@ def first_bias(tasks: int, experts: int) -> torch.Tensor:
     return 0.2 * torch.randn(tasks, experts, generator=torch.Generator().manual_seed(77))
 
 
+def first_weights(config: Experts, task: Optional[int], expert: int) -> list[torch.Tensor]:
+    """Those that start at zero are drawn too, or a mistake in them would not show."""
+    generator = torch.Generator().manual_seed(31 * expert + (task or 0))
+    first = KINDS[config.kind].initial(C, config.fine_hidden, SEED, "block", 0, task, expert)
+    return [value if value.any() else 0.1 * torch.randn(value.shape, generator=generator) for value in first.values()]
+
+
 def layer_on_rank(tasks: int, ep_size: int, settings: dict):
     from fgmoe_dist.experts.backends import create_routed_experts
 
     torch.manual_seed(0)
     layer = create_routed_experts(tasks, C, Experts(**settings), ep_size, block=0, seed=SEED)
+    with torch.no_grad():
+        for e in layer.logical_experts():
+            value = dict(zip(layer.kind.weights, first_weights(layer.config, e.task, e.expert)))[e.weight]
+            (e.parameter if e.index is None else e.parameter[e.index]).copy_(value)
     if settings.get("bias_update_rate"):
         layer.routers.bias_TE.copy_(first_bias(tasks, layer.num_experts))
     return layer
@@ -81,24 +93,23 @@ def each_on_rank(tasks: int, ep_size: int, many: list[dict], counts) -> list[dic
 
 @cache
 def truth(tasks: int, options: tuple, counts) -> tuple[list, list, dict, torch.Tensor]:
-    from fgmoe_dist.experts.router import Routers
+    from fgmoe_dist.experts.routers.token import TokenRouter
 
     config = Experts(**dict(options))
     torch.manual_seed(0)
-    router = Routers(tasks, C, config).weight_TCE.detach().double().requires_grad_()
+    router = TokenRouter(tasks, C, config).weight_TCE.detach().double().requires_grad_()
     bias = first_bias(tasks, config.routed) if config.bias_update_rate else None
-    weights = {}
-    for t in range(tasks):
+    weights, kind = {}, KINDS[config.kind]
+    for t in [None] if config.bank == "shared" else range(tasks):
         for e in range(config.routed):
-            first = initial_expert(C, config.fine_hidden, SEED, "block", 0, t, e)
-            weights[t, e] = [first[name].double().requires_grad_() for name in WEIGHTS]
+            weights[t, e] = [value.double().requires_grad_() for value in first_weights(config, t, e)]
     xs = [tokens_of(rank, tasks, counts).double().requires_grad_() for rank in range(len(counts))]
     ys = [routed_experts(x, router, weights, config, config.groups or 1, x.shape[1] // IMAGE, bias) for x in xs]
     sum(y.square().sum() for y in ys).backward()
     gradients = {
         (t, e, name): torch.zeros_like(w) if w.grad is None else w.grad
-        for (t, e), four in weights.items()
-        for name, w in zip(WEIGHTS, four)
+        for (t, e), values in weights.items()
+        for name, w in zip(kind.weights, values)
     }
     return ys, [x.grad for x in xs], gradients, router.grad
 
@@ -129,6 +140,11 @@ OPTIONS = [
     {"bias_update_rate": 0.1, "score": "sigmoid"},
     {"capacity_factor": 1.0},
     {"capacity_factor": 0.7, "groups": 4, "max_ranks_per_token": 2, "bias_update_rate": 0.1, "renormalise": True},
+    {"bank": "shared"},
+    {"bank": "shared", "capacity_factor": 0.7, "groups": 4, "max_ranks_per_token": 2, "kernel": "reference"},
+    {"router": "image", "renormalise": True},
+    {"kind": "lora"},
+    {"kind": "lora", "bank": "shared", "router": "image", "shared_gate": "joint", "shared": 2},
 ]
 
 

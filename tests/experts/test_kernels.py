@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.experts.kernels import KERNELS, BankWeights, choose_kernel, explain_kernel
+from fgmoe_dist.experts.kernels import choose_kernel, explain_kernel, find_kernel, kernel_names
 from fgmoe_dist.experts.kernels.cpu import cut
+from fgmoe_dist.experts.kinds.ffn import FFNWeights
 from tests.experts.oracle import fine_expert
 
 M, C, K, E, H = 9, 8, 3, 5, 8
@@ -31,7 +32,7 @@ def problem(dtype, case):
         expert_MK[:] = -1
         expert_MK[:, 0] = 2
     rows = 0 if case == "no rows" else M
-    bank = BankWeights(rand(E, C, H), rand(E, H), rand(E, H, C), rand(E, C))
+    bank = FFNWeights(rand(E, C, H), rand(E, H), rand(E, H, C), rand(E, C))
     return rand(rows, C), rand(rows, K), expert_MK[:rows], bank
 
 
@@ -48,13 +49,13 @@ def loop(x_MC, weight_MK, expert_MK, bank):
 
 
 @pytest.mark.parametrize("case", ["full", "empty slots", "all to one expert", "no rows"])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", kernel_names("ffn"))
 def test_outputs_and_gradients_are_those_of_the_loop(name, case):
     x, weight, expert, bank = problem(torch.float32, case)
     exact = problem(torch.float64, case)
     truth = loop(*exact)
     truth.square().sum().backward() if len(x) else None
-    y = KERNELS[name](x, weight, expert, bank)
+    y = find_kernel("ffn", name)(x, weight, expert, bank)
     y.square().sum().backward()
     torch.testing.assert_close(y.double(), truth, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip([x, weight, *bank], [exact[0], exact[1], *exact[3]]):
@@ -68,7 +69,7 @@ def test_gradcheck(name):
     x, weight, expert, bank = problem(torch.float64, "empty slots")
 
     def function(x, weight, *stacks):
-        return KERNELS[name](x, weight, expert, BankWeights(*stacks))
+        return find_kernel("ffn", name)(x, weight, expert, FFNWeights(*stacks))
 
     small = (x[:4].detach().requires_grad_(), weight[:4].detach().requires_grad_())
     expert = expert[:4]
@@ -84,7 +85,7 @@ def many_rows(dtype, rows=150, experts=4):
     x, weight, *stacks = (
         torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes
     )
-    return x, weight, expert_MK, BankWeights(*stacks)
+    return x, weight, expert_MK, FFNWeights(*stacks)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -95,7 +96,7 @@ def test_experts_cut_into_pieces_are_whole(threads, monkeypatch):
     torch.set_num_threads(threads)
     try:
         mine, theirs = many_rows(torch.float64), many_rows(torch.float64)
-        y, truth = KERNELS["cpu"](*mine), KERNELS["reference"](*theirs)
+        y, truth = find_kernel("ffn", "cpu")(*mine), find_kernel("ffn", "reference")(*theirs)
         y.square().sum().backward()
         truth.square().sum().backward()
     finally:
@@ -108,7 +109,7 @@ def test_experts_cut_into_pieces_are_whole(threads, monkeypatch):
 def test_bf16_of_the_cpu_kernel_is_as_near_as_bf16_can_be():
     """k contributions to a token are added in fp32, so that only inputs, products and the result are rounded."""
     low, exact = many_rows(torch.bfloat16), many_rows(torch.float64)
-    y, truth = KERNELS["cpu"](*low), KERNELS["reference"](*exact)
+    y, truth = find_kernel("ffn", "cpu")(*low), find_kernel("ffn", "reference")(*exact)
     weights = torch.randn(truth.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     y.backward(weights.bfloat16())
     truth.backward(weights)
@@ -120,13 +121,15 @@ def test_bf16_of_the_cpu_kernel_is_as_near_as_bf16_can_be():
 def test_a_token_that_is_not_finite_stays_among_its_own():
     x, weight, expert, bank = many_rows(torch.float32)
     x = x.detach().index_fill(0, torch.tensor(5), float("nan"))
-    y = KERNELS["cpu"](x, weight, expert, bank)
+    y = find_kernel("ffn", "cpu")(x, weight, expert, bank)
     assert y[5].isnan().all() and y[:5].isfinite().all() and y[6:].isfinite().all()
 
 
 def test_the_cpu_kernel_has_no_second_derivative():
     x, weight, expert, bank = problem(torch.float64, "full")
-    (first,) = torch.autograd.grad(KERNELS["cpu"](x, weight, expert, bank).square().sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(
+        find_kernel("ffn", "cpu")(x, weight, expert, bank).square().sum(), x, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 
@@ -163,9 +166,11 @@ def test_every_slot_is_in_one_piece_of_its_expert(expert_MK, max_rows, group_row
 def test_auto_takes_the_cpu_kernel_on_a_cpu_and_the_oracle_in_float64():
     for dtype, chosen in ((torch.float32, "cpu"), (torch.bfloat16, "cpu"), (torch.float64, "reference")):
         x, _, _, bank = problem(dtype, "full")
-        assert choose_kernel("auto", x, bank) == chosen
-        assert choose_kernel("grouped", x, bank) == "grouped"
+        assert choose_kernel("ffn", "auto", x, bank) == chosen
+        assert choose_kernel("ffn", "grouped", x, bank) == "grouped"
     x, _, _, bank = problem(torch.float32, "full")
-    assert explain_kernel("auto", bank) == "experts.kernel auto: cpu for 5 experts of 8 x 8 a rank, float32 on cpu"
-    with pytest.raises(UserError, match="experts.kernel is cpu, but the experts are on meta"):
-        choose_kernel("cpu", x.to("meta"), bank)
+    assert (
+        explain_kernel("ffn", "auto", bank) == "experts.kernel auto: cpu for 5 experts of 8 x 8 a rank, float32 on cpu"
+    )
+    with pytest.raises(UserError, match="experts.kernel=cpu computes on a CPU only, and the experts are on meta"):
+        choose_kernel("ffn", "cpu", x.to("meta"), bank)

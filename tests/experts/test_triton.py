@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.experts.kernels import KERNELS, BankWeights
+from fgmoe_dist.experts.kernels import choose_kernel, find_kernel
+from fgmoe_dist.experts.kinds.ffn import FFNWeights
 from tests.experts.oracle import fine_expert
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,7 +58,7 @@ def loop(leaves, expert_MK):
 def compare(leaves, expert_MK, tolerance):
     """Outputs and all gradients, relative to the largest of each kind, against the loop over the same numbers."""
     exact = [leaf.detach().cpu().double().requires_grad_() for leaf in leaves]
-    y, truth = fused(*leaves[:2], expert_MK, BankWeights(*leaves[2:])), loop(exact, expert_MK)
+    y, truth = fused(*leaves[:2], expert_MK, FFNWeights(*leaves[2:])), loop(exact, expert_MK)
     assert y.dtype == leaves[0].dtype
     direction = torch.randn(truth.shape, generator=torch.Generator().manual_seed(5)).to(y.dtype)
     y.backward(direction.to(y.device))
@@ -112,11 +113,11 @@ def test_bf16_is_the_loop_over_the_same_numbers_but_for_rounding(bank_dtype):
 def test_strided_rows_and_gradients():
     leaves, expert_MK = problem(6, 16, 2, 2, 16)
     x, weight, *bank = leaves
-    y = fused(x, weight, expert_MK, BankWeights(*bank))
+    y = fused(x, weight, expert_MK, FFNWeights(*bank))
     (again,) = torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)
     wide = torch.stack([x, x], dim=2).detach()[..., 0]
     assert not wide.is_contiguous()
-    assert fused(wide, weight, expert_MK.T.contiguous().T, BankWeights(*bank)).equal(y)
+    assert fused(wide, weight, expert_MK.T.contiguous().T, FFNWeights(*bank)).equal(y)
     assert torch.autograd.grad(y.sum(), x)[0].equal(again)  # an expanded gradient has strides of 0
 
 
@@ -124,13 +125,13 @@ def test_the_same_bits_each_time_with_and_without_gradients():
     leaves, expert_MK = problem(9, 16, 2, 3, 32)
 
     def once():
-        y = fused(*leaves[:2], expert_MK, BankWeights(*leaves[2:]))
+        y = fused(*leaves[:2], expert_MK, FFNWeights(*leaves[2:]))
         return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
 
     first, second = once(), once()
     assert all(a.equal(b) for a, b in zip(first, second))
     with torch.no_grad():
-        assert fused(*leaves[:2], expert_MK, BankWeights(*leaves[2:])).equal(first[0])
+        assert fused(*leaves[:2], expert_MK, FFNWeights(*leaves[2:])).equal(first[0])
 
 
 @settings(max_examples=20, deadline=None)
@@ -151,10 +152,10 @@ def test_tiles_hold_every_filled_slot_once_and_rows_of_one_expert_only(slots):
 def test_a_cpu_is_refused_in_one_line(monkeypatch):
     from fgmoe_dist.experts.kernels import triton
 
-    leaves, expert_MK = problem(2, 16, 1, 2, 16, device="cpu")
+    leaves, _ = problem(2, 16, 1, 2, 16, device="cpu")
     monkeypatch.setattr(triton, "INTERPRETED", False)
-    with pytest.raises(UserError, match="experts.kernel=triton needs a CUDA device, .* is cpu: set it to auto"):
-        fused(*leaves[:2], expert_MK, BankWeights(*leaves[2:]))
+    with pytest.raises(UserError, match="experts.kernel=triton needs a CUDA device, .* on cpu; .* experts.kernel=auto"):
+        choose_kernel("ffn", "triton", leaves[0], FFNWeights(*leaves[2:]))
 
 
 def test_without_triton_one_line_and_nothing_else_needs_it(monkeypatch):
@@ -227,8 +228,8 @@ def test_on_a_gpu_as_the_reference_in_double_precision(hidden, dtype, tolerance)
     leaves, expert_MK = problem(3000, 256, 4, 16, hidden, dtype=dtype)
     expert_MK[::7, 2] = -1
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    y = fused(*leaves[:2], expert_MK, BankWeights(*leaves[2:]))
-    truth = KERNELS["reference"](*exact[:2], expert_MK, BankWeights(*exact[2:]))
+    y = fused(*leaves[:2], expert_MK, FFNWeights(*leaves[2:]))
+    truth = find_kernel("ffn", "reference")(*exact[:2], expert_MK, FFNWeights(*exact[2:]))
     direction = torch.randn_like(y)
     y.backward(direction)
     truth.backward(direction.double())
@@ -242,6 +243,6 @@ def test_on_a_gpu_without_waiting_for_it():
     for mode in ("default", "error"):  # the first time tunes, which measures and so waits
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            fused(*leaves[:2], expert_MK, BankWeights(*leaves[2:])).sum().backward()
+            fused(*leaves[:2], expert_MK, FFNWeights(*leaves[2:])).sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")

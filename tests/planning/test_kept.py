@@ -9,7 +9,8 @@ import torch
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.experts.backends import create_routed_experts
-from fgmoe_dist.experts.kernels import KERNELS, BankWeights, choose_kernel
+from fgmoe_dist.experts.kernels import choose_kernel, find_kernel
+from fgmoe_dist.experts.kinds.ffn import FFNWeights
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.kept import kernel_keeps, planned_kernel, routed_bytes
 from fgmoe_dist.precision import PRECISIONS
@@ -55,12 +56,12 @@ def test_a_kernel_keeps_what_is_planned(kernel, precision):
     torch.manual_seed(0)
     dtype, rows = PRECISIONS[precision], 4096
     shapes = [(EXPERTS, C, H), (EXPERTS, H), (EXPERTS, H, C), (EXPERTS, C)]
-    bank = BankWeights(*(torch.randn(shape).to(dtype).requires_grad_() for shape in shapes))
+    bank = FFNWeights(*(torch.randn(shape).to(dtype).requires_grad_() for shape in shapes))
     x_MC, weight_MK = torch.randn(rows, C).to(dtype).requires_grad_(), torch.rand(rows, K).requires_grad_()
     expert_MK = torch.rand(rows, 2 * EXPERTS).topk(K).indices.to(torch.int32)
     expert_MK = expert_MK.where(expert_MK < EXPERTS, -1)
-    held = held_bytes(lambda: KERNELS[kernel](x_MC, weight_MK, expert_MK, bank), *bank)
-    keeps = kernel_keeps(kernel, C, H, K, dtype.itemsize)
+    held = held_bytes(lambda: find_kernel("ffn", kernel)(x_MC, weight_MK, expert_MK, bank), *bank)
+    keeps = kernel_keeps("ffn", kernel, C, H, K, dtype.itemsize)
     slots = expert_MK.numel() if keeps.empty_too else (expert_MK >= 0).sum().item()
     assert rows * (keeps.features + keeps.row) + slots * keeps.slot == pytest.approx(held, rel=0.03)
 
@@ -97,5 +98,5 @@ def test_auto_is_the_kernel_that_the_device_takes(device, precision, hidden):
     x_MC = SimpleNamespace(
         device=torch.device(device), is_cuda=device == "cuda", dtype=dtype, element_size=lambda: dtype.itemsize
     )
-    bank = SimpleNamespace(w_in_ECH=torch.empty(EXPERTS, C, hidden, dtype=dtype, device="meta"))
-    assert planned_kernel(config, device) == choose_kernel("auto", x_MC, bank)
+    bank = [torch.empty(EXPERTS, C, hidden, dtype=dtype, device="meta")]
+    assert planned_kernel(config, device) == choose_kernel("ffn", "auto", x_MC, bank)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fgmoe_dist.experts.kernels import KERNELS, BankWeights
+from fgmoe_dist.experts.kernels import find_kernel, kernel_names
+from fgmoe_dist.experts.kinds.ffn import FFNWeights
 from tests.runs import finish, start
 
 pytestmark = pytest.mark.gpu
@@ -19,7 +20,7 @@ def test_a_bf16_run_trains_saves_resumes_and_scores(runs):
     assert (runs.folder("gpu") / "eval/4.json").is_file()
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", kernel_names("ffn"))
 def test_kernels_on_the_gpu_are_those_on_the_cpu(name):
     generator = torch.Generator().manual_seed(0)
     rows, channels, slots, experts, hidden = 64, 32, 2, 8, 16
@@ -35,7 +36,7 @@ def test_kernels_on_the_gpu_are_those_on_the_cpu(name):
         rand(experts, hidden, channels),
         rand(experts, channels),
     ]
-    on_cpu = KERNELS["reference"](*tensors, expert_MK, BankWeights(*bank))
+    on_cpu = find_kernel("ffn", "reference")(*tensors, expert_MK, FFNWeights(*bank))
     x_MC, weight_MK, *bank = [t.cuda().bfloat16() for t in (*tensors, *bank)]
-    on_gpu = KERNELS[name](x_MC, weight_MK.float(), expert_MK.cuda(), BankWeights(*bank))
+    on_gpu = find_kernel("ffn", name)(x_MC, weight_MK.float(), expert_MK.cuda(), FFNWeights(*bank))
     torch.testing.assert_close(on_gpu.float().cpu(), on_cpu, rtol=0.05, atol=0.5)

@@ -11,7 +11,7 @@ rate; an ordinary one, 3e-4, keeps that below the bounds.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fgmoe_dist.config import Config, build_config
-from fgmoe_dist.experts.bank import WEIGHTS
+from fgmoe_dist.experts.kinds import KINDS
 from tests.experts import oracle
 from tests.ranks import run_ranks
 
@@ -96,7 +96,7 @@ def create_block(case: Case, config: Config) -> nn.Module:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
         for e in block.routed.logical_experts():
             if not e.parameter[e.index].any():
-                seed = 1000 * e.task + 10 * e.expert + WEIGHTS.index(e.weight)
+                seed = 1000 * (e.task or 0) + 10 * e.expert + block.routed.kind.weights.index(e.weight)
                 e.parameter[e.index].normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
         if case.crowded:
             block.routed.routers.weight_TCE[:, :, 0] = crowd()
@@ -115,8 +115,7 @@ def train_one(case: Case, config: Config) -> dict[str, Any]:
     import torch.distributed as dist
     from deepspeed.utils import safe_get_full_grad
 
-    from fgmoe_dist.decoders.fgmoe import balance_losses
-    from fgmoe_dist.experts.router import BalanceTerms
+    from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses
     from fgmoe_dist.training.engines.deepspeed import create_engine
 
     engine = create_engine(create_block(case, config), config)
@@ -127,11 +126,10 @@ def train_one(case: Case, config: Config) -> dict[str, Any]:
             given = inputs(case, step, part, dist.get_rank())
             given.u_TNC.requires_grad_()
             h_TNC, *terms = engine(given.u_TNC, given.a_NC, case.images)
-            balance = balance_losses([BalanceTerms(*terms)], config.expert_groups)
+            auxiliary, counts = auxiliary_losses([BalanceTerms(*terms)], config.experts, config.expert_groups)
             loss = (h_TNC - given.target_TNC).square().sum() / 10
-            loss = loss + config.experts.balance_weight * balance.losses.experts
-            loss = loss + config.experts.device_balance_weight * balance.losses.devices
-            loss = loss + config.experts.z_weight * balance.losses.z
+            for weight, value in auxiliary.values():
+                loss = loss + weight * value
             engine.backward(loss)
             if step == 0 and part == case.parts - 1:
                 # The input's gradient is that of this rank's loss; parameters' are means over ranks and parts.
@@ -139,8 +137,8 @@ def train_one(case: Case, config: Config) -> dict[str, Any]:
                 answer["gradients"] = by_name(engine.module, gradients)
                 answer.update(output=h_TNC.detach().numpy(), input_gradient=given.u_TNC.grad.numpy())
             engine.step()
-            total, load_TE = total + loss.detach() / case.parts, load_TE + balance.load_LTE[0]
-        engine.module.routed.routers.update_bias(load_TE)
+            total, load_TE = total + loss.detach() / case.parts, load_TE + counts["load"][0]
+        engine.module.routed.routers.after_step(load_TE)
         answer["norms"].append(engine.grad_norm)
         dist.all_reduce(total)
         answer["losses"].append(total.item() / WORLD)
@@ -149,7 +147,7 @@ def train_one(case: Case, config: Config) -> dict[str, Any]:
 
 
 def by_name(block: nn.Module, values: dict[nn.Parameter, Tensor]) -> dict[Any, np.ndarray]:
-    """`values` of parameters by name, those of experts by (task, expert, weight)."""
+    """`values` of parameters by name, those of experts by (task, expert, weight); of no task where all share them."""
     experts = list(block.routed.logical_experts())
     stacked = {id(e.parameter) for e in experts}
     named = {name: values[p] for name, p in block.named_parameters() if id(p) not in stacked}
@@ -207,7 +205,9 @@ def block_of_loops(p: dict, u_TNC: Tensor, a_NC: Tensor, config: Config, images:
     x_TNC = layer_norm(u_TNC, p["norm.weight"], p["norm.bias"])
     a_NC = layer_norm(a_NC, p["global_norm.weight"], p["global_norm.bias"])
     router_TCE, groups = p["routed.routers.weight_TCE"], config.expert_groups
-    h_TNC = u_TNC + oracle.routed_experts(x_TNC, router_TCE, experts_of(p), config.experts, groups, images, bias_TE)
+    h_TNC = u_TNC + oracle.routed_experts(
+        x_TNC, router_TCE, experts_of(p, config), config.experts, groups, images, bias_TE
+    )
     own = [
         shared_of_loops(p, t, x_NC, config, bias_TE[t]) + global_of_loops(p, t, a_NC, config)
         for t, x_NC in enumerate(x_TNC)
@@ -222,8 +222,12 @@ def shared_of_loops(p: dict, t: int, x_NC: Tensor, config: Config, bias_E: Tenso
         if settings.shared_gate == "joint" and len(x_NC):
             gate_N1 = torch.stack([shared_gates(p, t, x_C, config, bias_E)[s] for x_C in x_NC])[:, None]
         units = slice(s * settings.fine_hidden, (s + 1) * settings.fine_hidden)
-        hidden = oracle.gelu(x_NC @ p["shared.w_in_TCH"][t, :, units] + p["shared.b_in_TH"][t, units])
-        y_NC = y_NC + gate_N1 * (hidden @ p["shared.w_out_THC"][t, units] + p["shared.b_out_TSC"][t, s])
+        if settings.kind == "lora":
+            weights = [p["shared.a_TCR"][t, :, units], p["shared.b_TRC"][t, units]]
+        else:
+            weights = [p["shared.w_in_TCH"][t, :, units], p["shared.b_in_TH"][t, units]]
+            weights += [p["shared.w_out_THC"][t, units], p["shared.b_out_TSC"][t, s]]
+        y_NC = y_NC + gate_N1 * oracle.EXPERT[settings.kind](x_NC, *weights)
     return y_NC
 
 
@@ -237,15 +241,17 @@ def global_of_loops(p: dict, t: int, a_NC: Tensor, config: Config) -> Tensor:
     y_NC = torch.zeros_like(a_NC)
     for g in range(config.experts.global_experts):
         mixture_NG = (a_NC @ p["global_experts.gate_TCG"][t] + p["global_experts.gate_bias_TG"][t]).softmax(-1)
-        hidden = oracle.gelu(a_NC @ p["global_experts.w_in_GCH"][g] + p["global_experts.b_in_GH"][g])
-        out_NC = hidden @ p["global_experts.w_out_GHC"][g] + p["global_experts.b_out_GC"][g]
+        names = (
+            ("a_GCR", "b_GRC") if config.experts.kind == "lora" else ("w_in_GCH", "b_in_GH", "w_out_GHC", "b_out_GC")
+        )
+        out_NC = oracle.EXPERT[config.experts.kind](a_NC, *(p[f"global_experts.{name}"][g] for name in names))
         y_NC = y_NC + mixture_NG[:, g, None] * out_NC
     return y_NC
 
 
-def experts_of(p: dict) -> dict[tuple[int, int], list[Tensor]]:
-    names = sorted({name[:2] for name in p if isinstance(name, tuple)})
-    return {(t, e): [p[t, e, weight] for weight in WEIGHTS] for t, e in names}
+def experts_of(p: dict, config: Config) -> dict[tuple[Optional[int], int], list[Tensor]]:
+    names = {name[:2] for name in p if isinstance(name, tuple)}
+    return {(t, e): [p[t, e, weight] for weight in KINDS[config.experts.kind].weights] for t, e in names}
 
 
 def balance_of_definitions(p: dict, us: list[Tensor], config: Config, bias_TE: Tensor) -> tuple[Tensor, Tensor]:
@@ -381,6 +387,34 @@ def test_every_option_of_gates_and_balance():
 def test_every_option_on_every_kernel():
     cases = [Case(experts=tuple(option.items())) for option in OPTIONS]
     check([(case, Layout(ep, 1, kernel)) for case in cases for ep, kernel in zip((1, 2, 4, 4), KERNELS)])
+
+
+SHARED = [
+    dict(bank="shared"),
+    dict(bank="shared", shared_gate="joint", capacity_factor=0.8, groups=4, device_balance_weight=0.05),
+    dict(bank="shared", score="sigmoid", renormalise=True, bias_update_rate=0.01, groups=4, max_ranks_per_token=2),
+    dict(bank="shared", kind="lora", shared=2, shared_gate="joint"),
+    dict(kind="lora"),
+]
+
+
+def test_a_bank_that_all_tasks_share_and_low_rank_experts():
+    """`reference` computes every kind, the fast kernels the MLP."""
+    cases = [Case(experts=tuple(option.items())) for option in SHARED]
+    layouts = [Layout(4, 2, "reference"), Layout(2, 1, "auto")]
+    check([(case, layout) for case in cases for layout in layouts])
+
+
+@pytest.mark.slow
+def test_a_bank_that_all_tasks_share_on_every_layout():
+    cases = [Case(experts=tuple(option.items()), steps=steps) for option in SHARED[:3] for steps in (1, 20)]
+    check([(case, layout) for case in cases for layout in COMPILED])
+
+
+@pytest.mark.slow
+def test_low_rank_experts_on_every_layout():
+    layouts = [Layout(ep, zero, "reference") for ep in (1, 2, 4) for zero in (0, 1, 2)]
+    check([(Case(experts=tuple(option.items())), layout) for option in SHARED[3:] for layout in layouts])
 
 
 BIAS = (("score", "sigmoid"), ("renormalise", True), ("bias_update_rate", 0.05))

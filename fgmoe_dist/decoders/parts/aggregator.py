@@ -10,6 +10,8 @@ Legend: B images, C channels, L levels, h x w decoder grid, T tasks, r adapter r
 
 from __future__ import annotations
 
+from typing import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,6 +33,13 @@ class Aggregator(nn.Module):
             self.up = nn.Conv2d(tasks * adapter_rank, tasks * channels, 1, bias=False, groups=tasks)
             nn.init.zeros_(self.up.weight)  # every task starts from the shared feature
         self.tasks = tasks
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of which every task has its own: what it weighs levels by, and its adapter."""
+        if self.level_weights_TL is not None:
+            yield self.level_weights_TL
+        for module in filter(None, (self.down, self.up)):
+            yield from module.parameters()
 
     def forward(self, levels: list[Tensor], grid_hw: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
         """The shared aggregated feature `a_BChw`, and one feature a task (the same tensor where tasks have no own)."""

@@ -2,12 +2,12 @@
 
 For task t with token u, the aggregated feature a of the same place, and u' = norm(u):
 
-    h = u + sum_{s <= K_s} FFN^t_s(u')              shared experts of the task, always on
-          + sum_{i in TopK} g_i FFN^t_i(u')         routed fine experts of the task, g = kept router scores
-          + sum_g softmax(a W_t)_g FFN_g(norm(a))   global experts, by feature and task
+    h = u + sum_{s <= K_s} E^t_s(u')              shared experts of the task, always on
+          + sum_{i in TopK} g_i E^t_i(u')         routed fine experts of the task, g = kept router scores
+          + sum_g softmax(a W_t)_g E_g(norm(a))   global experts, by feature and task
 
-Each FFN is a fine expert: an MLP of hidden size H/m. The global experts, of hidden size H, read the one feature that
-all tasks share. What the paper leaves open (m, N, k, router, balance) is configuration.
+Each E is a fine expert: an MLP of hidden size H/m, or another kind of experts/kinds/. The global experts, of hidden
+size H, read the one feature that all tasks share. What the paper leaves open (m, N, k, router, balance) is a setting.
 
 Legend: T tasks, N tokens (images x grid, image after image), C channels.
 """
@@ -18,20 +18,21 @@ from torch import Tensor, nn
 
 from fgmoe_dist.experts.backends import create_routed_experts
 from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.settings import Experts
 
 
 class FGMoEBlock(nn.Module):
     def __init__(self, tasks: int, channels: int, config: Experts, ep_size: int, block: int, seed: int):
         super().__init__()
-        identity = (seed, "block", block)
+        kind, identity = KINDS[config.kind], (seed, "block", block)
         self.norm, self.global_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.routed = create_routed_experts(tasks, channels, config, ep_size, block, seed)
         self.shared = self.global_experts = None
         if config.shared:
-            self.shared = SharedExperts(tasks, channels, config.fine_hidden, config.shared, *identity)
+            self.shared = SharedExperts(kind, tasks, channels, config.fine_hidden, config.shared, *identity)
         if config.global_experts:
-            self.global_experts = GlobalExperts(tasks, channels, config.hidden, config.global_experts, *identity)
+            self.global_experts = GlobalExperts(kind, tasks, channels, config.hidden, config.global_experts, *identity)
 
     def forward(self, u_TNC: Tensor, a_NC: Tensor, images: int = 1) -> tuple[Tensor, ...]:
         """`h_TNC` and the `BalanceTerms`, bare: activation checkpointing gives nothing else a gradient."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Iterator
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +16,10 @@ class Head(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = LayerNorm2d(channels)
         self.predict = nn.Conv2d(channels, outputs, 1)
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of which every task has its own: all."""
+        return self.parameters()
 
     def forward(self, x_BChw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """`prediction_BKHW`, fp32 whatever the precision of the decoder: losses and metrics start here."""

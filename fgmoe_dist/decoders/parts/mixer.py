@@ -9,6 +9,8 @@ Legend: B images, C channels, h x w grid.
 
 from __future__ import annotations
 
+from typing import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +47,10 @@ class MixerLayer(nn.Module):
         super().__init__()
         self.mix, self.mix_norm = nn.Conv2d(channels, channels, 1), LayerNorm2d(channels)
         self.deform, self.deform_norm = DeformableConv1x1(channels), LayerNorm2d(channels)
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of which every task has its own: all."""
+        return self.parameters()
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         x_BChw = self.mix_norm(F.gelu(self.mix(x_BChw)))

@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fgmoe_dist.experts import groups
-from fgmoe_dist.experts.dispatch import Departed, Route
-from fgmoe_dist.experts.router import Routing
+from fgmoe_dist.experts.dispatch import Route, Started
+from fgmoe_dist.experts.kinds import KINDS
+from fgmoe_dist.experts.routers import Routing
 from fgmoe_dist.experts.settings import Experts
 
 # Reads a tensor of a shape by its name within a layer.
@@ -30,7 +31,7 @@ Read = Callable[[str, tuple[int, ...]], Tensor]
 class LogicalExpert(NamedTuple):
     """One expert's weight as a checkpoint names it, and where this rank keeps it."""
 
-    task: int
+    task: Optional[int]  # None: all tasks share it
     expert: int
     weight: str
     parameter: nn.Parameter
@@ -44,7 +45,7 @@ class Journey:
     routing: Routing
     y_TNC: Optional[Tensor] = None
     route: Optional[Route] = None
-    departed: Optional[Departed] = None
+    started: Optional[Started] = None
 
 
 class RoutedExperts(nn.Module):
@@ -53,23 +54,31 @@ class RoutedExperts(nn.Module):
     def __init__(self, tasks: int, channels: int, config: Experts, ep_size: int, block: int, seed: int):
         super().__init__()
         self.tasks, self.channels, self.config, self.block, self.seed = tasks, channels, config, block, seed
-        self.num_experts, self.ep_size = config.routed, ep_size
+        self.kind, self.num_experts, self.ep_size = KINDS[config.kind], config.routed, ep_size
         self.num_local_experts = config.routed // ep_size
         # Whole copies need none until they train: building a model that only predicts is no collective.
         if ep_size > 1 and dist.is_initialized():
             groups.find_groups(ep_size)
+
+    @classmethod
+    def conflicts(cls, config: Experts, precision: str) -> list[str]:
+        """What of the settings this backend cannot do, one line each; `precision` is fp32 or bf16."""
+        return []
 
     @property
     def group(self) -> dist.ProcessGroup:
         """The ranks that hold one copy of the experts together."""
         return groups.find_groups(self.ep_size).exchange
 
-    def local_experts(self, task: int) -> Iterator[tuple[int, int]]:
-        """(task, expert) of the experts of `task` that live here: a contiguous share of every task's."""
+    def local_experts(self, task: Optional[int]) -> Iterator[tuple[Optional[int], int]]:
+        """(task, expert) of the experts of `task` that live here: a contiguous share of every task's.
+
+        None stands for all tasks: the experts of a bank that they share.
+        """
         first = groups.ep_rank(self.ep_size) * self.num_local_experts
         return ((task, expert) for expert in range(first, first + self.num_local_experts))
 
-    def initial(self, task: int, expert: int) -> tuple:
+    def initial(self, task: Optional[int], expert: int) -> tuple:
         """The identity from which an expert's first weights are drawn."""
         return self.seed, "block", self.block, task, expert
 

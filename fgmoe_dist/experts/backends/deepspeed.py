@@ -20,7 +20,7 @@ class DeepSpeedExperts(StockExperts):
 
         layer = MoE(
             self.channels,
-            FineExpert(self.channels, self.config.fine_hidden),
+            FineExpert(self.kind, self.channels, self.config.fine_hidden),
             num_experts=self.num_experts,
             ep_size=self.ep_size,
             k=self.config.top_k,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgmoe_dist.experts.backends.stock import StockExperts
+from fgmoe_dist.experts.settings import Experts
 
 
 class FairscaleExperts(StockExperts):
@@ -20,6 +21,18 @@ class FairscaleExperts(StockExperts):
     """
 
     gate, experts = "gate.wg", "experts"
+
+    @classmethod
+    def conflicts(cls, config: Experts, precision: str) -> list[str]:
+        found = super().conflicts(config, precision)
+        if config.top_k != 2 or not config.renormalise:
+            found.append(
+                "experts.backend=fairscale has a renormalised top-2 gate only; set experts.top_k=2"
+                " experts.renormalise=true"
+            )
+        if precision != "fp32":
+            found.append("experts.backend=fairscale computes in fp32 only; set train.precision=fp32")
+        return found
 
     def _create_layer(self, task: int) -> nn.Module:
         from fairscale.nn.moe import MOELayer, Top2Gate

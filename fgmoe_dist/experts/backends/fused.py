@@ -11,64 +11,65 @@ import torch
 from torch import Tensor
 
 from fgmoe_dist.experts.backends.base import Journey, LogicalExpert, Read, RoutedExperts
-from fgmoe_dist.experts.bank import WEIGHTS, ExpertBank
+from fgmoe_dist.experts.bank import ExpertBank
 from fgmoe_dist.experts.dispatch import combine, plan_route, start_exchange, wait_exchange
-from fgmoe_dist.experts.kernels import KERNELS, choose_kernel, explain_kernel
-from fgmoe_dist.experts.router import Routers
+from fgmoe_dist.experts.kernels import choose_kernel, explain_kernel, find_kernel
+from fgmoe_dist.experts.routers import ROUTERS
 
-ROUTERS = "routers.weight_TCE"  # where this backend keeps its routers; it is what others' checkpoints convert to
+ROUTER_WEIGHTS = "routers.weight_TCE"  # where this backend keeps its routers; it is what others' checkpoints convert to
 
 
 class FusedExperts(RoutedExperts):
-    """T routers over one bank of T x E experts: one all-to-all out and one back, whatever T."""
+    """T routers over one bank of T x E experts, or of E that all share: one all-to-all out and one back, whatever T."""
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.routers = Routers(self.tasks, self.channels, self.config, self.ep_size)
-        self._here = [place for task in range(self.tasks) for place in self.local_experts(task)]
-        self.bank = ExpertBank(
-            self.channels,
-            self.config.fine_hidden,
-            [self.initial(*place) for place in self._here],
-            self.ep_size,
-        )
+        self.routers = ROUTERS[self.config.router](self.tasks, self.channels, self.config, self.ep_size)
+        self._shared = self.config.bank == "shared"
+        owners = [None] if self._shared else range(self.tasks)
+        self._here = [place for owner in owners for place in self.local_experts(owner)]
+        identities = [self.initial(*place) for place in self._here]
+        self.bank = ExpertBank(self.kind, self.channels, self.config.fine_hidden, identities, self.ep_size)
 
     def logical_experts(self) -> Iterator[LogicalExpert]:
-        for weight in WEIGHTS:
+        for weight in self.kind.weights:
             for index, (task, expert) in enumerate(self._here):
                 yield LogicalExpert(task, expert, weight, getattr(self.bank, weight), index)
 
     @staticmethod
     def read_routers(read: Read, shape_TCE: tuple[int, ...]) -> Tensor:
-        return read(ROUTERS, shape_TCE)
+        return read(ROUTER_WEIGHTS, shape_TCE)
 
     def check_kernel(self) -> str:
-        return explain_kernel(self.config.kernel, self.bank.weights)
+        return explain_kernel(self.config.kind, self.config.kernel, self.bank.weights)
 
     def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:
         routing = self.routers(x_TNC, images)
         local, device = self.num_local_experts, x_TNC.device
         # Index in the bank of the rank that holds the expert: that rank's experts of task 0, then of task 1, ...
-        index_TNK = routing.expert_TNK % local + local * torch.arange(self.tasks, device=device)[:, None, None]
+        index_TNK = routing.expert_TNK % local
+        if not self._shared:
+            index_TNK = index_TNK + local * torch.arange(self.tasks, device=device)[:, None, None]
         index_TNK = index_TNK.where(routing.expert_TNK >= 0, -1)
         x_NC, weight_NK, index_NK = (t.flatten(0, 1) for t in (x_TNC, routing.weight_TNK, index_TNK))
         if self.ep_size == 1:
             return Journey(routing, y_TNC=self._run_experts(x_NC, weight_NK, index_NK).view_as(x_TNC))
         owner_NK = (routing.expert_TNK // local).flatten(0, 1)  # -1 stays -1
         route, rows = plan_route(x_NC, weight_NK, index_NK, owner_NK, self.group)
-        return Journey(routing, route=route, departed=start_exchange(route, *rows))
+        return Journey(routing, route=route, started=start_exchange(route, *rows))
 
     def compute(self, journey: Journey) -> None:
         if journey.route is not None:
-            sums = self._run_experts(*wait_exchange(journey.departed))
-            journey.departed = start_exchange(journey.route, sums, back=True)
+            sums = self._run_experts(*wait_exchange(journey.started))
+            journey.started = start_exchange(journey.route, sums, back=True)
 
     def combine(self, journey: Journey) -> Tensor:
         if journey.route is None:
             return journey.y_TNC
-        (sums_MC,) = wait_exchange(journey.departed)
+        (sums_MC,) = wait_exchange(journey.started)
         return combine(journey.route, sums_MC).view(self.tasks, -1, self.channels)
 
     def _run_experts(self, x_MC: Tensor, weight_MK: Tensor, index_MK: Tensor) -> Tensor:
-        kernel = KERNELS[choose_kernel(self.config.kernel, x_MC, self.bank.weights)]
-        return kernel(x_MC, weight_MK, index_MK, self.bank.weights)
+        kind, bank = self.config.kind, self.bank.weights
+        kernel = find_kernel(kind, choose_kernel(kind, self.config.kernel, x_MC, bank))
+        return kernel(x_MC, weight_MK, index_MK, bank)

@@ -10,26 +10,33 @@ from typing import Iterator, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fgmoe_dist.experts.backends.base import Journey, LogicalExpert, Read, RoutedExperts
-from fgmoe_dist.experts.bank import WEIGHTS, initial_expert
+from fgmoe_dist.experts.balance import BalanceTerms
 from fgmoe_dist.experts.groups import mark_expert_parameter
-from fgmoe_dist.experts.router import BalanceTerms, Routers, Routing
+from fgmoe_dist.experts.kinds import Kind
+from fgmoe_dist.experts.routers import Routing
+from fgmoe_dist.experts.routers.token import TokenRouter
 from fgmoe_dist.experts.settings import Experts
+
+# What DeepSpeed's and fairscale's layers can do of `Experts`; how they drop tokens is their own affair.
+STOCK_ROUTING = {
+    "bank": "task", "router": "token", "score": "softmax", "shared_gate": "none", "noise": 0.0, "kernel": "auto",
+    "bias_update_rate": 0.0, "max_ranks_per_token": 0, "capacity_factor": 0.0,
+}  # fmt: skip
 
 
 class FineExpert(nn.Module):
     """One fine expert as the module that stock layers hold."""
 
-    def __init__(self, channels: int, hidden: int, *identity: object):
+    def __init__(self, kind: Kind, channels: int, hidden: int, *identity: object):
         super().__init__()
-        for name, value in initial_expert(channels, hidden, *identity).items():
+        self.kind = kind
+        for name, value in kind.initial(channels, hidden, *identity).items():
             self.register_parameter(name, nn.Parameter(value))
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.gelu(x @ self.w_in_ECH + self.b_in_EH)
-        return hidden @ self.w_out_EHC + self.b_out_EC
+        return self.kind.forward(x, *(getattr(self, name) for name in self.kind.weights))
 
 
 class StockExperts(RoutedExperts):
@@ -43,7 +50,7 @@ class StockExperts(RoutedExperts):
 
     def __init__(self, *args):
         super().__init__(*args)
-        routers = Routers(self.tasks, self.channels, self.config)
+        routers = TokenRouter(self.tasks, self.channels, self.config)
         with torch.random.fork_rng(devices=[]):  # what a library draws and we overwrite must not shift later draws
             self.layers = nn.ModuleList(self._create_layer(task) for task in range(self.tasks))
         with torch.no_grad():  # the same first gates as the fused backend's
@@ -51,6 +58,14 @@ class StockExperts(RoutedExperts):
                 gate.weight.copy_(weight_CE.T)
         for logical in self.logical_experts():
             mark_expert_parameter(logical.parameter, self.ep_size)
+
+    @classmethod
+    def conflicts(cls, config: Experts, precision: str) -> list[str]:
+        return [
+            f"experts.{key}={value} needs experts.backend=fused; the stock layers have only {wanted}"
+            for key, wanted in STOCK_ROUTING.items()
+            if (value := getattr(config, key)) != wanted
+        ]
 
     def _create_layer(self, task: int) -> nn.Module:
         """The library's layer over the experts of `task` that live here."""
@@ -70,12 +85,12 @@ class StockExperts(RoutedExperts):
         return torch.stack([gate_EC.T for gate_EC in gates])
 
     def _fine_expert(self, task: int, expert: int) -> FineExpert:
-        return FineExpert(self.channels, self.config.fine_hidden, *self.initial(task, expert))
+        return FineExpert(self.kind, self.channels, self.config.fine_hidden, *self.initial(task, expert))
 
     def logical_experts(self) -> Iterator[LogicalExpert]:
         for task, layer in enumerate(self.layers):
             for (_, expert), module in zip(self.local_experts(task), layer.get_submodule(self.experts)):
-                for weight in WEIGHTS:
+                for weight in self.kind.weights:
                     yield LogicalExpert(task, expert, weight, getattr(module, weight), None)
 
     def dispatch(self, x_TNC: Tensor, images: int = 1) -> Journey:
@@ -87,6 +102,11 @@ class StockExperts(RoutedExperts):
             kept_TN1 = routing.weight_TNK.sum(-1, keepdim=True).to(y_TNC.dtype)
             y_TNC = y_TNC / kept_TN1 if self.config.renormalise else y_TNC * kept_TN1
         return Journey(routing, y_TNC=y_TNC)
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of which every task has its own: the gates, beside the experts."""
+        experts = {id(logical.parameter) for logical in self.logical_experts()}
+        return (parameter for parameter in self.parameters() if id(parameter) not in experts)
 
     def _dropped(self, tokens: int) -> Optional[Tensor]:
         """Slots of these tokens that each task's layer dropped just now, `[T]`; None: it never drops."""

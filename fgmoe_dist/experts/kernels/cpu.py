@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fgmoe_dist.experts.kinds.ffn import FFNWeights
+
 # Rows of a group in bytes and thread: about what a core's own cache holds. Measured: halves and doubles are slower.
 GROUP_BYTES = 1 << 20
 # Weights of a group are copied together; more than this no longer stay in cache.
@@ -50,7 +52,7 @@ class Pieces(NamedTuple):
     real_S: Tensor  # False: padding
 
 
-def cpu(x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, bank) -> Tensor:
+def cpu(x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, bank: FFNWeights) -> Tensor:
     """Signature and meaning in kernels/__init__.py; for float32 and bfloat16. It has no second derivative."""
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x_MC, weight_MK, *bank))
     return _Experts.apply(keep, x_MC, weight_MK, expert_MK, *bank)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fgmoe_dist.experts.kinds.ffn import FFNWeights
+
 AFTER = (0, 0, 0, 1)  # one row more
 
 
-def grouped(x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, bank) -> Tensor:
+def grouped(x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, bank: FFNWeights) -> Tensor:
     experts, rows, slots = len(bank.w_in_ECH), *expert_MK.shape
     if rows == 0:  # which grouped_mm refuses: one row of empty slots
         x_MC, weight_MK, expert_MK = F.pad(x_MC, AFTER), F.pad(weight_MK, AFTER), F.pad(expert_MK, AFTER, value=-1)

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.experts.kinds.ffn import FFNWeights
 
 try:
     import triton
@@ -435,19 +436,12 @@ class _FusedExperts(torch.autograd.Function):
         return None, dx_MC, dweight_MK, None, dw_in_ECH, db_in_EH, dw_out_EHC, db_out_EC
 
 
-def check_device(device: torch.device) -> None:
-    """Raises UserError where no kernel of Triton's can run."""
-    if device.type != "cuda" and not INTERPRETED:
-        raise UserError(f"experts.kernel=triton needs a CUDA device, and this run's is {device.type}: set it to auto")
-
-
-def fused(x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, bank) -> Tensor:
+def fused(x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, bank: FFNWeights) -> Tensor:
     """The kernel `triton` of kernels/__init__.py: fp32, bf16 or fp16 rows, on a CUDA device or in Triton's interpreter.
 
-    Repeatable bit for bit within a process. Raises `UserError` on a CPU unless TRITON_INTERPRET=1 was set before the
-    first import of this module.
+    Repeatable bit for bit within a process. The interpreter wants TRITON_INTERPRET=1 before the first import of this
+    module.
     """
-    check_device(x_MC.device)
     assert x_MC.dtype in (torch.float32, torch.bfloat16, torch.float16), x_MC.dtype
     bank = [stack.to(x_MC.dtype).contiguous() for stack in bank]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x_MC, weight_MK, *bank))

@@ -1,4 +1,4 @@
-"""T routers, one a task, over N' routed fine experts each. They compute in fp32.
+"""Each token chooses its own experts: T routers, one a task, over N' routed fine experts each. They compute in fp32.
 
 DeepSeekMoE (arXiv 2401.06066) section 3: gates are the softmax scores kept for the selected experts, not
 renormalised. Options: sigmoid scores, renormalised gates, noise on the logits, and one softmax over the shared
@@ -8,110 +8,47 @@ and the selected routed logits (arXiv 2510.00570). Which experts are selected ca
     capacity    slots an expert takes of one image, so that the result does not depend on how a batch is split
 
 Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selected, S shared experts a task,
-G groups of experts, I experts of one, R rows of slots that share a capacity.
+G groups of experts, I experts of one, M rows that are scored (here the tokens), R rows of slots that share a capacity.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fgmoe_dist.experts.balance import BalanceTerms
+from fgmoe_dist.experts.routers.base import Router, Routing
 from fgmoe_dist.experts.settings import Experts
 
 
-@dataclass(frozen=True)
-class Routing:
-    """Where the tokens of a block go, and what balancing needs to know of it."""
-
-    weight_TNK: Tensor  # gates, differentiable; 0 in a dropped slot
-    expert_TNK: Tensor  # selected expert of the task, 0..E-1; -1: dropped
-    shared_TNS: Optional[Tensor]  # gates of the shared experts; None: ungated
-    balance: BalanceTerms
-
-
-class BalanceTerms(NamedTuple):
-    """Sums over the tokens of a block on this rank; added up over all ranks, they make its balance losses."""
-
-    load_TE: Tensor  # slots that chose each expert, dropped ones too
-    dropped_T: Tensor  # slots that found their expert full
-    tokens: Tensor  # N
-    score_TE: Tensor  # of each expert, differentiable
-    z: Tensor  # of logsumexp(logits)^2, all tasks; differentiable
-
-    @staticmethod
-    def of(
-        logits_TNE: Tensor, score_TNE: Tensor, expert_TNK: Tensor, dropped_T: Optional[Tensor] = None
-    ) -> BalanceTerms:
-        """`expert_TNK` before any were dropped; no `dropped_T`: none."""
-        tasks, tokens, experts = score_TNE.shape
-        chosen = expert_TNK.flatten(1)
-        load_TE = score_TNE.new_zeros(tasks, experts).scatter_add_(1, chosen, torch.ones_like(chosen).to(score_TNE))
-        return BalanceTerms(
-            load_TE,
-            score_TNE.new_zeros(tasks) if dropped_T is None else dropped_T.to(score_TNE),
-            score_TNE.new_full((), tokens),
-            score_TNE.sum(1),
-            logits_TNE.logsumexp(-1).square().sum(),
-        )
-
-
-class BalanceLosses(NamedTuple):
-    """Losses of all ranks' tokens: the mean over ranks is the loss, and the mean of the ranks' gradients its gradient.
-
-    An even load makes `experts` and `devices` 1.
-    """
-
-    experts: Tensor
-    devices: Tensor
-    z: Tensor
-
-    @staticmethod
-    def of(here: BalanceTerms, load_TE: Tensor, tokens: Tensor, ranks: int, groups: int) -> BalanceLosses:
-        """`load_TE` and `tokens` are sums over all `ranks`; each rank brings its own scores.
-
-        Experts: sum_i f_i P_i, mean over tasks; f_i = E / (K tokens) * load_i, P_i the mean score (DeepSeekMoE
-        eq. 12-14). Devices: the same over groups, f' the mean of a group's f, P' the sum of its P (eq. 15-17).
-        """
-        tasks, experts = load_TE.shape
-        f_TE = experts * load_TE / load_TE.sum(1, keepdim=True).clamp(min=1)  # the load is K * tokens in all
-        share = ranks / tokens.clamp(min=1)
-        f_TGI, p_TGI = (each.unflatten(1, (groups, -1)) for each in (f_TE, here.score_TE * share))
-        return BalanceLosses(
-            (f_TGI * p_TGI).sum((1, 2)).mean(),
-            (f_TGI.mean(2) * p_TGI.sum(2)).sum(1).mean(),
-            here.z * share / tasks,
-        )
-
-
-class Routers(nn.Module):
+class TokenRouter(Router):
     """`weight_TCE` of all tasks, the shared experts' logits behind the routed ones when they are gated jointly.
 
     `bias_TE` is the bias for selection, a buffer; None without `experts.bias_update_rate`.
     """
 
     def __init__(self, tasks: int, channels: int, config: Experts, ep_size: int = 1):
-        super().__init__()
-        self.config, self.groups = config, config.groups or ep_size
+        super().__init__(tasks, channels, config, ep_size)
         outputs = config.routed + (config.shared if config.shared_gate == "joint" else 0)
         self.weight_TCE = nn.Parameter(torch.empty(tasks, channels, outputs).normal_(std=channels**-0.5))
         self.register_buffer("bias_TE", torch.zeros(tasks, config.routed) if config.bias_update_rate else None)
 
     def forward(self, x_TNC: Tensor, images: int = 1) -> Routing:
-        """The tokens are those of `images` images, one after the other."""
         config = self.config
         # A bf16 product of near-tied logits would select other experts than fp32 does.
         with torch.autocast(x_TNC.device.type, enabled=False):
-            logits_TNE, shared_TNS = torch.bmm(_at_least_fp32(x_TNC), _at_least_fp32(self.weight_TCE)).split(
+            rows_TMC = self._rows(_at_least_fp32(x_TNC), images)
+            logits_TME, shared_TMS = torch.bmm(rows_TMC, _at_least_fp32(self.weight_TCE)).split(
                 [config.routed, self.weight_TCE.shape[2] - config.routed], dim=2
             )
-            score_TNE = self._score(logits_TNE)
-            expert_TNK = chosen_TNK = self._select(logits_TNE.detach())
-            weight_TNK, gates_TNS = self._gate(logits_TNE, score_TNE, shared_TNS, expert_TNK)
-            dropped_T = None
+            score_TME = self._score(logits_TME)
+            expert_TMK = self._select(logits_TME.detach())
+            decided = (logits_TME, score_TME, expert_TMK, *self._gate(logits_TME, score_TME, shared_TMS, expert_TMK))
+            logits_TNE, score_TNE, chosen_TNK, weight_TNK, gates_TNS = self._for_tokens(decided, x_TNC.shape[1])
+            expert_TNK, dropped_T = chosen_TNK, None
             if config.capacity_factor:
                 full_TNK = over_capacity(weight_TNK.detach(), expert_TNK, config, images)
                 weight_TNK = weight_TNK.masked_fill(full_TNK, 0)
@@ -120,6 +57,14 @@ class Routers(nn.Module):
                 score_TNE = score_TNE / score_TNE.sum(-1, keepdim=True)
             balance = BalanceTerms.of(logits_TNE, score_TNE, chosen_TNK, dropped_T)
         return Routing(weight_TNK, expert_TNK, gates_TNS, balance)
+
+    def _rows(self, x_TNC: Tensor, images: int) -> Tensor:
+        """What is scored: `x_TMC`."""
+        return x_TNC
+
+    def _for_tokens(self, decided: Sequence[Optional[Tensor]], tokens: int) -> Sequence[Optional[Tensor]]:
+        """What was decided for the rows, `[T, M, ...]`, for the tokens: `[T, N, ...]`."""
+        return decided
 
     def _score(self, logits_TNE: Tensor) -> Tensor:
         return logits_TNE.sigmoid() if self.config.score == "sigmoid" else logits_TNE.softmax(-1)
@@ -148,13 +93,13 @@ class Routers(nn.Module):
         return weight_TNK, None
 
     @torch.no_grad()
-    def update_bias(self, load_TE: Tensor) -> None:
-        """One step against the load of all ranks: b += u * sign(mean load - load). Nothing without a bias."""
+    def after_step(self, load_TE: Tensor) -> None:
+        """The bias takes a step against the load: b += u * sign(mean load - load). Nothing without a bias."""
         if self.bias_TE is not None:
             load_TE = load_TE.double()  # a sum of whole numbers, so that an even load has exactly the mean
             self.bias_TE += self.config.bias_update_rate * (load_TE.mean(1, keepdim=True) - load_TE).sign()
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> Routers:
+    def _apply(self, fn: Callable, recurse: bool = True) -> TokenRouter:
         """Moves and casts as any module, but for the bias: steps of 0.001 would be lost in bf16."""
         bias_TE = self.bias_TE
         super()._apply(fn, recurse)

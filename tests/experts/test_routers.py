@@ -1,4 +1,4 @@
-"""Gates, selection and balance against hand-computed values, the published formulas and the per-token oracle."""
+"""Gates and selection against hand-computed values, the published formulas and the per-token oracle."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgmoe_dist.decoders.fgmoe import balance_losses
-from fgmoe_dist.experts.router import BalanceLosses, BalanceTerms, Routers, keep_best_groups, over_capacity
+from fgmoe_dist.experts.routers import ROUTERS
+from fgmoe_dist.experts.routers.image import ImageRouter
+from fgmoe_dist.experts.routers.token import TokenRouter, keep_best_groups, over_capacity
 from fgmoe_dist.experts.settings import Experts
 from tests.experts import oracle
-from tests.ranks import run_ranks
 
 
-def routers(**settings) -> Routers:
+def routers(**settings) -> TokenRouter:
     """One task, two channels, four experts whose logits are x0 * (0, 1, 2, 3) + x1 * (3, 0, 0, 0)."""
     config = Experts(**{"count": 2, "split": 2, "top_k": 2, **settings})
-    module = Routers(1, 2, config)
+    module = TokenRouter(1, 2, config)
     rows = [[0.0, 1.0, 2.0, 3.0], [3.0, 0.0, 0.0, 0.0]]
     if config.shared_gate == "joint":
         rows = [[*row, value] for row, value in zip(rows, (1.0, 0.5))]
@@ -81,6 +81,7 @@ def test_noise_only_in_training():
             "max_ranks_per_token": st.integers(0, 4),
             "capacity_factor": st.sampled_from([0.0, 0.5, 1.0, 1.5]),
             "bias_update_rate": st.sampled_from([0.0, 0.2]),
+            "router": st.sampled_from(["token", "image"]),
         }
     ),
 )
@@ -89,7 +90,7 @@ def test_any_options_together_route_as_the_oracle(seed, images, options):
     gate = options.pop("gate")
     options |= {"shared_gate": "joint", "shared": 2} if gate == "joint" else {"score": gate}
     config = Experts(count=4, split=2, top_k=2, **options)
-    module = Routers(2, 3, config).double()
+    module = ROUTERS[config.router](2, 3, config).double()
     x_TNC = torch.randn(2, images * 5, 3, generator=generator, dtype=torch.float64)
     with torch.no_grad():
         module.weight_TCE.normal_(generator=generator)
@@ -165,108 +166,59 @@ def test_a_bias_decides_who_is_chosen_and_never_the_gate():
 
 def test_a_bias_moves_by_its_rate_against_the_load():
     module = routers(bias_update_rate=0.25)
-    module.update_bias(torch.tensor([[4.0, 2.0, 1.0, 1.0]]))
+    module.after_step(torch.tensor([[4.0, 2.0, 1.0, 1.0]]))
     assert module.bias_TE.tolist() == [[-0.25, 0.0, 0.25, 0.25]]
-    module.update_bias(torch.full((1, 4), 7.0))
+    module.after_step(torch.full((1, 4), 7.0))
     assert module.bias_TE.tolist() == [[-0.25, 0.0, 0.25, 0.25]]
 
 
 def test_a_bias_alone_evens_out_the_load():
     torch.manual_seed(0)
-    module = Routers(1, 8, Experts(count=4, split=2, top_k=2, bias_update_rate=0.003, score="sigmoid"))
+    module = TokenRouter(1, 8, Experts(count=4, split=2, top_k=2, bias_update_rate=0.003, score="sigmoid"))
     x_TNC = torch.randn(1, 512, 8) + 1  # an offset that favours some experts
     before = module(x_TNC).balance.load_TE
     for _ in range(300):
-        module.update_bias(module(x_TNC).balance.load_TE)
+        module.after_step(module(x_TNC).balance.load_TE)
     after = module(x_TNC).balance.load_TE
     assert before.max() > 2 * 128 and after.max() < 1.1 * 128, (before, after)
 
 
 def test_a_bias_is_saved_and_stays_in_fp32():
     module = routers(bias_update_rate=1e-3)
-    module.update_bias(torch.tensor([[4.0, 2.0, 1.0, 1.0]]))
+    module.after_step(torch.tensor([[4.0, 2.0, 1.0, 1.0]]))
     cast = module.to(torch.bfloat16)
     assert cast.weight_TCE.dtype == torch.bfloat16
     assert cast.state_dict()["bias_TE"].tolist() == torch.tensor([[-1e-3, 0.0, 1e-3, 1e-3]]).tolist()
     assert "bias_TE" not in routers().state_dict()
 
 
-# Balance
+# All tokens of an image together
 
 
-def losses_of(load: list[float], scores: list[float], groups: int = 1) -> BalanceLosses:
-    """Of one task with one token a unit of load, top-1, and these mean scores."""
-    load_TE, tokens = torch.tensor([load]), torch.tensor(sum(load))
-    terms = BalanceTerms(load_TE, torch.zeros(1), tokens, tokens * torch.tensor([scores]), torch.tensor(0.0))
-    return BalanceLosses.of(terms, load_TE, tokens, 1, groups)
+def test_an_image_is_routed_by_the_mean_of_its_tokens_and_a_token_never_sees_another_image():
+    module = ImageRouter(1, 2, Experts(count=2, split=2, top_k=2))
+    with torch.no_grad():
+        module.weight_TCE.copy_(routers().weight_TCE)
+    x_TNC = torch.tensor([[[2.0, 0.0], [0.0, 0.0], [0.0, 0.5], [0.0, 1.5]]])  # means (1, 0) and (0, 1): those of X
+    routing, by_token = module(x_TNC, 2), routers()(X)
+    assert routing.expert_TNK[0].tolist() == [tokens for tokens in by_token.expert_TNK[0].tolist() for _ in range(2)]
+    assert routing.weight_TNK[0, ::2].equal(by_token.weight_TNK[0])
+    assert routing.balance.load_TE.equal(2 * by_token.balance.load_TE), "tokens are counted, not images"
+    torch.testing.assert_close(routing.balance.z, 2 * by_token.balance.z)
 
 
-def test_balance_loss_is_one_when_even_and_e_over_k_when_all_go_to_the_same():
-    assert losses_of([5.0] * 4, [0.25] * 4).experts.item() == pytest.approx(1.0)
-    assert losses_of([7.0, 0, 0, 0], [1.0, 0, 0, 0]).experts.item() == pytest.approx(4.0)
-
-
-def test_device_loss_is_one_when_even_over_groups_and_their_number_when_one_has_all():
-    assert losses_of([5.0] * 4, [0.25] * 4, 2).devices.item() == pytest.approx(1.0)
-    assert losses_of([6.0, 0, 0, 6], [0.5, 0, 0, 0.5], 2).devices.item() == pytest.approx(1.0)
-    assert losses_of([3.0, 9, 0, 0], [0.25, 0.75, 0, 0], 2).devices.item() == pytest.approx(2.0)
-
-
-def test_device_loss_by_hand():
-    # f = 4 / 8 * (5, 1, 2, 0) = (2.5, 0.5, 1, 0): f' = (1.5, 0.5); P' = (0.7, 0.3).
-    losses = losses_of([5.0, 1, 2, 0], [0.6, 0.1, 0.2, 0.1], 2)
-    assert losses.devices.item() == pytest.approx(1.5 * 0.7 + 0.5 * 0.3)
-    assert losses.experts.item() == pytest.approx(2.5 * 0.6 + 0.5 * 0.1 + 1 * 0.2)
-
-
-def test_balance_loss_by_hand():
-    # Two tokens choose {3, 2} and {0, one of the ties}: f = E / (K N) * load = 4 / (2 * 2) * load.
-    terms = routers()(X).balance
-    losses = balance_losses([terms]).losses
-    assert terms.load_TE.sum().item() == 4
-    assert losses.experts.item() == pytest.approx(
-        sum(load * p / 2 for load, p in zip(terms.load_TE[0].tolist(), terms.score_TE[0].tolist()))
-    )
-    z = [math.log(sum(math.exp(i) for i in range(4))), math.log(math.exp(3) + 3)]
-    assert losses.z.item() == pytest.approx((z[0] ** 2 + z[1] ** 2) / 2)
-
-
-WORLD, TASKS, C = 3, 2, 4
-BALANCED = Experts(count=4, split=2, top_k=3, groups=4, capacity_factor=1.0)
-
-
-def balance_of(x_TNC: torch.Tensor) -> tuple[list, list, list, list]:
-    """The losses of two blocks' routers, each loss's gradient, load and dropped slots, as plain numbers."""
+def test_noise_on_an_image_is_the_same_for_its_tokens():
     torch.manual_seed(0)
-    blocks = [Routers(TASKS, C, BALANCED) for _ in range(2)]
-    balance = balance_losses([block(x_TNC, x_TNC.shape[1]).balance for block in blocks], BALANCED.groups)
-    weights = [block.weight_TCE for block in blocks]
-    gradients = [
-        torch.cat(torch.autograd.grad(loss, weights, retain_graph=True)).flatten().tolist() for loss in balance.losses
-    ]
-    return [loss.item() for loss in balance.losses], gradients, balance.load_LTE.tolist(), balance.dropped_LT.tolist()
+    module = ImageRouter(2, 3, Experts(count=4, split=2, top_k=2, noise=5.0)).train()
+    routing = module(torch.randn(2, 12, 3), 3)
+    chosen = routing.expert_TNK.unflatten(1, (3, 4))
+    assert (chosen == chosen[:, :, :1]).all() and not (chosen == chosen[:, :1]).all()
 
 
-def balance_of_splits(splits: list[list[int]]) -> list:
-    import torch.distributed as dist
-
-    rank = dist.get_rank()
-    return [balance_of(tokens(split).split(split, 1)[rank]) for split in splits]
-
-
-def tokens(split: list[int]) -> torch.Tensor:
-    return torch.randn(TASKS, sum(split), C, generator=torch.Generator().manual_seed(sum(split)))
-
-
-@settings(deadline=None, max_examples=2, database=None)
-@given(st.lists(st.lists(st.integers(0, 9), min_size=WORLD, max_size=WORLD).filter(sum), min_size=8, max_size=8))
-def test_losses_of_ranks_are_those_of_all_tokens_on_one(splits):
-    """Whatever the split: the mean over ranks of a loss, and of its gradient, which is what the engine takes."""
-    answers = run_ranks(WORLD, balance_of_splits, splits)
-    for split, *each in zip(splits, *answers):
-        losses, gradients, load, dropped = balance_of(tokens(split))
-        for i, loss in enumerate(losses):
-            assert sum(rank[0][i] for rank in each) / WORLD == pytest.approx(loss, rel=1e-5), split
-            mean = [sum(values) / WORLD for values in zip(*(rank[1][i] for rank in each))]
-            assert mean == pytest.approx(gradients[i], rel=1e-4, abs=1e-6)
-        assert all((rank[2], rank[3]) == (load, dropped) for rank in each)
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_rank_without_images_routes_nothing_and_has_every_gradient(name):
+    module = ROUTERS[name](2, 3, Experts(count=4, split=2, top_k=2))
+    routing = module(torch.empty(2, 0, 3), 0)
+    assert routing.weight_TNK.shape == routing.expert_TNK.shape == (2, 0, 2)
+    (routing.weight_TNK.sum() + routing.balance.score_TE.sum()).backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())

@@ -1,0 +1,78 @@
+"""What of the experts' settings cannot go together."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from fgmoe_dist.experts.backends import BACKENDS
+from fgmoe_dist.experts.balance import BALANCE
+from fgmoe_dist.experts.kernels import AUTO, kernel_names, unfit, widths_of
+from fgmoe_dist.experts.kernels.fitness import Place
+from fgmoe_dist.experts.kinds import KINDS
+from fgmoe_dist.experts.routers import ROUTERS
+from fgmoe_dist.experts.settings import OWN_WEIGHT, Experts
+
+
+def conflicts(experts: Experts, channels: int, ep_size: int, precision: str) -> list[str]:
+    """Every contradiction, one line each, in a decoder of so many channels; `precision` is fp32 or bf16."""
+    return [*_unknown(experts), *_misplaced(experts, ep_size), *_impossible(experts, channels, precision)]
+
+
+def _unknown(experts: Experts) -> Iterator[str]:
+    """Names that stand for nothing."""
+    known = {"kind": KINDS, "router": ROUTERS, "backend": BACKENDS, "kernel": [AUTO, *kernel_names()]}
+    for key, names in known.items():
+        if (value := getattr(experts, key)) not in names:
+            yield f"experts.{key}={value}: there is no such {key}; name one of {', '.join(names)}"
+    free = [name for name in BALANCE if name not in OWN_WEIGHT]
+    for name in experts.balance_losses:
+        if name in OWN_WEIGHT:
+            yield f"experts.balance_losses.{name}: set experts.{OWN_WEIGHT[name]} in its place"
+        elif name not in BALANCE:
+            yield f"experts.balance_losses.{name}: there is no such loss; name one of {', '.join(free)}"
+
+
+def _misplaced(experts: Experts, ep_size: int) -> Iterator[str]:
+    """Where experts live, and which of them a token may reach."""
+    groups = experts.groups or ep_size
+    if experts.hidden % experts.split:
+        yield f"experts.hidden={experts.hidden} is not divisible by experts.split={experts.split}"
+    if experts.top_k > experts.routed:
+        yield f"experts.top_k={experts.top_k} exceeds the {experts.routed} routed experts (count x split); lower it"
+    if experts.routed % ep_size:
+        yield f"parallel.ep_size={ep_size} does not divide the {experts.routed} routed experts a task (count x split)"
+    if experts.groups and experts.routed % experts.groups:
+        yield (
+            f"experts.groups={experts.groups} does not divide the {experts.routed} routed experts a task; choose one"
+            " that does"
+        )
+    elif experts.groups % ep_size:
+        yield (
+            f"experts.groups={experts.groups} is not a multiple of parallel.ep_size={ep_size}:"
+            f" a group would lie on two ranks; set experts.groups={ep_size}"
+        )
+    if experts.groups and experts.max_ranks_per_token > experts.groups:
+        yield (
+            f"experts.max_ranks_per_token={experts.max_ranks_per_token} limits nothing: there are"
+            f" {experts.groups} groups; lower it, or set it to 0"
+        )
+    reached = min(experts.max_ranks_per_token, groups) * (experts.routed // groups)
+    if 0 < reached < experts.top_k <= experts.routed:
+        yield (
+            f"experts.max_ranks_per_token={experts.max_ranks_per_token} leaves a token {reached} of the"
+            f" {experts.routed} routed experts, fewer than experts.top_k={experts.top_k}; raise it or lower top_k"
+        )
+
+
+def _impossible(experts: Experts, channels: int, precision: str) -> Iterator[str]:
+    """What gates, kernels and backends cannot do."""
+    if experts.shared_gate == "joint" and experts.score != "softmax":
+        yield "experts.shared_gate=joint is one softmax; set experts.score=softmax"
+    if experts.kind in KINDS and experts.kernel in kernel_names():
+        # Each width alone, so that all that do not fit are told; the device is not known yet.
+        widths = widths_of(channels, experts.fine_hidden).items()
+        reasons = [unfit(experts.kind, experts.kernel, Place("", precision, {key: width})) for key, width in widths]
+        for reason in dict.fromkeys(filter(None, reasons)):
+            yield f"experts.kernel={experts.kernel} {reason}, or set experts.kernel=auto"
+    if experts.backend in BACKENDS:
+        yield from BACKENDS[experts.backend].conflicts(experts, precision)
