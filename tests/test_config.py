@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from fgmoe_dist.config import Config, build_config, check_world, load_config, to_yaml
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.settings import Section, flatten
+from fgmoe_dist.yaml_files import parse_yaml
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 
@@ -215,10 +216,10 @@ def test_the_ranks_must_fit():
 
 @settings(deadline=None)
 @given(
-    name=st.text(st.characters(blacklist_categories=("Cs",)), max_size=20),
+    name=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=20),
     lr=st.floats(1e-12, 1e6),
     taps=st.none() | st.lists(st.integers(0, 40)),
-    weights=st.dictionaries(st.sampled_from(["semseg", "edge"]), st.floats(0, 1e9)),
+    weights=st.dictionaries(st.sampled_from(["semseg", "edge"]), st.floats(1e-9, 1e9)),
     folder=st.text(st.characters(whitelist_categories=("L", "N", "P", "Zs")), min_size=1),
 )
 def test_what_is_printed_reads_back(name, lr, taps, weights, folder):
@@ -228,6 +229,7 @@ def test_what_is_printed_reads_back(name, lr, taps, weights, folder):
     }  # fmt: skip
     config = build_config(values)
     assert build_config(yaml.safe_load(to_yaml(config))) == config
+    assert build_config(parse_yaml(to_yaml(config), "printed")) == config
 
 
 @settings(deadline=None)

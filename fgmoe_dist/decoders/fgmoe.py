@@ -34,12 +34,12 @@ from fgmoe_dist.tasks import Task
 
 class FGMoESettings(DecoderSettings):
     kind: Literal["fgmoe"] = Field("fgmoe", description="which decoder: fgmoe, or another that is registered")
-    channels: int = Field(256, ge=8, description="C, the width of every task's feature")
-    stride: int = Field(4, ge=1, description="pixels of the input a decoder token stands for, each way")
-    mixer_depth: int = Field(2, ge=0, description="deformable mixer layers a task")
-    blocks: int = Field(1, ge=1, description="stacked FGMoE blocks")
+    channels: int = Field(256, ge=8, le=2**20, description="C, the width of every task's feature")
+    stride: int = Field(4, ge=1, le=65536, description="pixels of the input a decoder token stands for, each way")
+    mixer_depth: int = Field(2, ge=0, le=1000, description="deformable mixer layers a task")
+    blocks: int = Field(1, ge=1, le=1000, description="stacked FGMoE blocks")
     adapter_rank: int = Field(
-        0, ge=0, description="rank of each task's low-rank adapter beside the aggregator; 0: none"
+        0, ge=0, le=2**20, description="rank of each task's low-rank adapter beside the aggregator; 0: none"
     )
     level_weights: bool = Field(False, description="each task weighs the tapped encoder levels for itself")
 
