@@ -52,7 +52,7 @@ def _cores() -> int:
 def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.data.layouts import read_id_list
     from fgmoe_dist.evaluation.score_files import score
-    from fgmoe_dist.evaluation.scores_file import read_scores
+    from fgmoe_dist.evaluation.scores_json import read_scores
     from fgmoe_dist.evaluation.table import print_scores
     from fgmoe_dist.files import check_writable, write_json
     from fgmoe_dist.metrics.delta_m import mean_gain, relative_gains
