@@ -48,10 +48,14 @@ def known_keys(model: type[BaseModel]) -> list[str]:
     keys: dict[str, None] = {}
     for name, field in model.model_fields.items():
         keys[name] = None
-        for kind in _kinds(field.annotation):
-            if _is_model(kind):
-                keys.update({f"{name}.{inner}": None for inner in known_keys(kind)})
+        for kind in filter(_is_model, _kinds(field.annotation)):
+            keys.update({f"{name}.{inner}": None for one in _family(kind) for inner in known_keys(one)})
     return list(keys)
+
+
+def _family(kind: type[BaseModel]) -> list[type[BaseModel]]:
+    """A section's class and those made from it, which a registry may put in its place."""
+    return [kind, *(one for heir in kind.__subclasses__() for one in _family(heir))]
 
 
 def _explain(entry: dict[str, Any], model: type[BaseModel], all_keys: str) -> str:
@@ -64,8 +68,8 @@ def _explain(entry: dict[str, Any], model: type[BaseModel], all_keys: str) -> st
         return f"{key}.{tag}={given['tag']!r}: there are {given['expected_tags']}"
     told = entry["msg"].removeprefix("Value error, ")
     # What a section lacks, or a rule for all of it, is not told by printing the section.
-    shown = kind != "missing" and not (kind == "value_error" and isinstance(entry["input"], dict))
-    return key + (f"={entry['input']!r}" if shown else "") + f": {told[0].lower()}{told[1:]}"
+    value = "" if isinstance(entry["input"], dict) else f"={entry['input']!r}"
+    return f"{key}{value}: {told[0].lower()}{told[1:]}"
 
 
 def _nearest_key(key: str, model: type[BaseModel]) -> str | None:

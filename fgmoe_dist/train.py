@@ -45,15 +45,14 @@ def run(args: argparse.Namespace) -> None:
         return
     with process_group() as ranks:
         # Imported here, so that --help, --print-config and mistakes in the configuration answer at once.
-        from fgmoe_dist.planning.dry_run import dry_run
+        from fgmoe_dist.planning.dry_run import dry_run, trial_engine
         from fgmoe_dist.training.loop import train
         from fgmoe_dist.training.trainer import Trainer
 
-        trainer = Trainer(config, ranks)
         if args.dry_run:
-            dry_run(trainer)
+            dry_run(Trainer(config, ranks, engine=trial_engine(config, ranks.world)))
         else:
-            train(trainer, args.resume)
+            train(Trainer(config, ranks), args.resume)
 
 
 def main(argv: list[str] | None = None) -> None:

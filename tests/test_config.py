@@ -252,11 +252,15 @@ def test_any_values_give_a_configuration_or_a_user_s_error(values):
 
 
 def test_every_field_says_what_it_means():
-    for name, field in Config.model_fields.items():
-        fields = field.annotation.model_fields if issubclass_of_section(field.annotation) else {name: field}
-        for inner, leaf in fields.items():
-            assert leaf.description, f"{name}.{inner}"
-            assert leaf.default is not PydanticUndefined or leaf.default_factory, f"{name}.{inner}"
+    sections = [("", Config)]
+    while sections:
+        above, section = sections.pop()
+        for name, field in section.model_fields.items():
+            if issubclass_of_section(field.annotation):
+                sections.append((f"{above}{name}.", field.annotation))
+                continue
+            assert field.description, f"{above}{name}"
+            assert field.default is not PydanticUndefined or field.default_factory, f"{above}{name}"
 
 
 def issubclass_of_section(annotation) -> bool:

@@ -15,6 +15,10 @@ class Wood(Section):
     rings: int = Field(1, ge=1)
 
 
+class Oak(Wood):  # as a plug-in brings it
+    acorns: int = 0
+
+
 class Metal(Section):
     kind: Literal["metal"] = "metal"
     melting_point: float = 1e3
@@ -69,8 +73,8 @@ def test_mistakes_are_told_by_key(values, lines):
 
 def test_keys_of_every_kind_are_known():
     assert known_keys(Table) == [
-        "legs", "top", "top.kind", "top.rings", "top.melting_point", "drawer", "drawer.width", "drawer.names",
-        "shelves",
+        "legs", "top", "top.kind", "top.rings", "top.acorns", "top.melting_point", "drawer", "drawer.width",
+        "drawer.names", "shelves",
     ]  # fmt: skip
 
 

@@ -19,7 +19,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from fgmoe_dist.data.layouts import NORMALS_LABELMAP_IDS, Layout, merge_person_parts, thin
+from fgmoe_dist.data.layouts import Layout
+from fgmoe_dist.data.layouts.base import thin
+from fgmoe_dist.data.layouts.pascal import NORMALS_LABELMAP_IDS, merge_person_parts
 
 PADDING = {"image": 0, "depth": 0, "semseg": 255, "human_parts": 255, "sal": 255, "edge": 255, "normals": 255}
 

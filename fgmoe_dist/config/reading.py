@@ -5,6 +5,7 @@ All mistakes are collected and reported at once; an unknown key is refused with 
 
 from __future__ import annotations
 
+import copy
 import difflib
 from pathlib import Path
 from typing import Any, Iterable, Sequence
@@ -13,13 +14,9 @@ import yaml
 from pydantic import ValidationError
 
 from fgmoe_dist.config.rules import conflicts, list_problems
-from fgmoe_dist.config.schema import Config, config_class
-from fgmoe_dist.decoders import DECODERS
-from fgmoe_dist.decoders.base import DecoderSettings
+from fgmoe_dist.config.schema import BY_KIND, Config, config_class
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.settings import Section, explain_validation, location
-
-DEFAULT_DECODER = "fgmoe"
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -27,19 +24,22 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 
     Raises UserError with every mistake in one list.
     """
-    values, problems = _read_inheriting(Path(path), seen=()), []
+    values, changes, problems = _read_inheriting(Path(path), seen=()), {}, []
+    of_file = copy.deepcopy(values)
     for override in overrides:
         try:
             _apply_override(values, override)
+            _apply_override(changes, override)
         except UserError as error:
             problems.append(str(error))
+    _drop_foreign(of_file, values, changes)
     return build_config(values, str(path), problems)
 
 
 def build_config(values: dict[str, Any], origin: str = "configuration", known_problems: Sequence[str] = ()) -> Config:
     """Validates nested `values`; UserError lists every mistake at once, after the `known_problems`."""
     problems = list(known_problems)
-    wanted = config_class(_decoder_settings(values, problems))
+    wanted = config_class(*(_settings_of_kind(values, keys, problems) for keys in BY_KIND))
     try:
         config = wanted.model_validate(values)
     except ValidationError as error:
@@ -57,17 +57,41 @@ def build_config(values: dict[str, Any], origin: str = "configuration", known_pr
     return config
 
 
-def _decoder_settings(values: dict[str, Any], problems: list[str]) -> type[DecoderSettings]:
-    """The settings of the decoder that `values` name; of an unknown one nothing else can be checked."""
-    section = values.get("decoder")
-    kind = section.get("kind", DEFAULT_DECODER) if isinstance(section, dict) else DEFAULT_DECODER
-    if isinstance(kind, str) and kind in DECODERS:
-        return DECODERS[kind].Settings
-    near = difflib.get_close_matches(str(kind), DECODERS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(DECODERS)}"
-    problems.append(f"decoder.kind={kind!r}: no such decoder; {hint}")
-    del values["decoder"]
-    return DECODERS[DEFAULT_DECODER].Settings
+def _settings_of_kind(values: dict[str, Any], keys: tuple[str, ...], problems: list[str]) -> type[Section]:
+    """The settings of the kind that a section names; of an unknown kind nothing else can be checked."""
+    known, (owner, section) = BY_KIND[keys], _section(values, keys)
+    kind = _kind(keys, section)
+    if isinstance(kind, str) and kind in known:
+        return known[kind].Settings
+    near = difflib.get_close_matches(str(kind), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    problems.append(f"{'.'.join(keys)}.kind={kind!r}: no such kind; {hint}")
+    del owner[keys[-1]]
+    return next(iter(known.values())).Settings
+
+
+def _section(values: Any, keys: tuple[str, ...]) -> tuple[Any, Any]:
+    """The mapping that holds the section and the section itself; None where there is none."""
+    owner = None
+    for key in keys:
+        owner, values = values, values.get(key) if isinstance(values, dict) else None
+    return owner, values
+
+
+def _kind(keys: tuple[str, ...], section: Any) -> Any:
+    first = next(iter(BY_KIND[keys]))
+    return section.get("kind", first) if isinstance(section, dict) else first
+
+
+def _drop_foreign(below: dict[str, Any], merged: dict[str, Any], above: dict[str, Any]) -> None:
+    """Where `above` names another kind of section than `below`, keys that only the former kind has go from `merged`."""
+    for keys, known in BY_KIND.items():
+        section, given = (_section(values, keys)[1] for values in (merged, above))
+        kind = _kind(keys, section)
+        if kind == _kind(keys, _section(below, keys)[1]) or not isinstance(kind, str) or kind not in known:
+            continue
+        for key in set(section) - set(known[kind].Settings.model_fields) - set(given or ()):
+            del section[key]
 
 
 def to_yaml(config: Config) -> str:
@@ -94,10 +118,17 @@ def _read_inheriting(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """A file's values over those that it inherits."""
+    merged = _merge_values(below, above)
+    _drop_foreign(below, merged, above)
+    return merged
+
+
+def _merge_values(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = _merge_values(merged[key], value) if both else value
     return merged
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 from pydantic import Field, create_model
 
+from fgmoe_dist.data.settings import Data
 from fgmoe_dist.decoders import DECODERS
 from fgmoe_dist.decoders.base import DecoderSettings, Routed, Surroundings
 from fgmoe_dist.decoders.fgmoe import FGMoESettings
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.settings import Section
-from fgmoe_dist.training.weighting import AnyWeighting
+from fgmoe_dist.training.weighting import WEIGHTING
+from fgmoe_dist.training.weighting.base import WeightingSettings
 from fgmoe_dist.training.weighting.fixed import FixedSettings
 
 
@@ -21,23 +24,6 @@ class Run(Section):
     name: str = Field("fgmoe", description="name of the run, in MLflow and in messages")
     dir: Path = Field(Path("runs/fgmoe"), description="the run folder itself")
     seed: int = Field(0, ge=0, description="seed of weights, data order and augmentation")
-
-
-class Data(Section):
-    train: str = Field("", description="training shards: a folder, a brace pattern or URLs")
-    val: str = Field("", description="validation shards, read once each evaluation")
-    image_size: tuple[int, int] = Field(
-        (448, 576), description="[height, width] that training crops to, evaluation pads to"
-    )
-    workers: int = Field(2, ge=0, description="loader processes a rank; 0 reads in the training process")
-    augment: bool = Field(
-        True, description="scale, crop, flip and photometric distortion; off: centred padding or crop only"
-    )
-    scale_range: tuple[float, float] = Field((0.5, 2.0), description="random scale of the training crop")
-    views: int = Field(
-        0, ge=0, description="fixed augmented views of each image, one an epoch in turn; 0: augmented anew each time"
-    )
-    max_bad_samples: int = Field(0, ge=0, description="unreadable samples a rank passes over, with a warning each")
 
 
 class Encoder(Section):
@@ -67,7 +53,7 @@ class Train(Section):
     loss_weights: dict[str, float] = Field(
         default_factory=dict, description="weight of each task's loss; 1 where unnamed"
     )
-    weighting: AnyWeighting = Field(FixedSettings(), description="the method on top of loss_weights")
+    weighting: FixedSettings = FixedSettings()  # of another kind: see `config_class`
     loss_average: Literal["image", "batch"] = Field(
         "image",
         description="image: mean of each image's own loss, the same however a batch is split; batch: pooled pixels",
@@ -155,11 +141,14 @@ class Config(Section):
         return [name for name in type(self).model_fields if name not in idle - set(self.decoder.sections)]
 
 
-def config_class(decoder: type[DecoderSettings]) -> type[Config]:
-    """`Config` with these settings under `decoder`."""
-    return Config if decoder is FGMoESettings else _config_class(decoder)
+# Sections whose keys depend on their `kind`, and the kinds that there are; what has no `kind` is of the first.
+BY_KIND: dict[tuple[str, ...], Mapping[str, Any]] = {("decoder",): DECODERS, ("train", "weighting"): WEIGHTING}
 
 
 @lru_cache
-def _config_class(decoder: type[DecoderSettings]) -> type[Config]:
-    return create_model("Config", __base__=Config, decoder=(decoder, decoder()))
+def config_class(decoder: type[DecoderSettings], weighting: type[WeightingSettings]) -> type[Config]:
+    """`Config` with these settings under `decoder` and `train.weighting`."""
+    if (decoder, weighting) == (FGMoESettings, FixedSettings):
+        return Config
+    train = create_model("Train", __base__=Train, weighting=(weighting, weighting()))
+    return create_model("Config", __base__=Config, decoder=(decoder, decoder()), train=(train, train()))

@@ -5,6 +5,8 @@ The order and ranges are those of the field's public code (MTI-Net, ATRC, InvPT)
 done: the crop is chosen in the scaled image's coordinates but cut from the source, so no scaled image is ever made.
 Labels are sampled at the centre of each output pixel, where the bilinear image is, so both stay aligned at any scale.
 
+What a label's values become under all this is its kind's to say (`fgmoe_dist/labels`).
+
 Shapes: H, W source; h, w the crop before padding; SH, SW the tensor's size; C = 3.
 """
 
@@ -12,16 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
 
-from fgmoe_dist.data import codec
-from fgmoe_dist.data.codec import IGNORE
+from fgmoe_dist.data.settings import Data
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import Label
+from fgmoe_dist.tasks.labelling import KNOWN_KEYS
 
 MAX_CLASS_SHARE = 0.75
 CROP_TRIES = 10
@@ -67,21 +70,10 @@ class Window:
             borderMode=cv2.BORDER_REPLICATE,
         )
 
-    def stored(self, key: str, array_HWx: np.ndarray) -> np.ndarray:
-        """The window of a label, stored or native as it was, its values following the geometry.
-
-        Depth is divided by the scale, for what is nearer looks larger; a flip turns the x of normals around.
-        """
-        label_hwx = self.nearest(array_HWx)
-        if codec.KINDS[key] == "depth":
-            return label_hwx / np.float32(self.scaled_hw[0] / self.source_hw[0])
-        if codec.KINDS[key] == "normals" and self.flip:
-            return codec.mirror_normals(label_hwx)
-        return label_hwx
-
-    def label(self, key: str, array_HWx: np.ndarray) -> np.ndarray:
-        """`stored`, in its native form."""
-        return codec.native(key, self.stored(key, array_HWx))
+    def stored(self, label: Label, array_HWx: np.ndarray) -> np.ndarray:
+        """The window of a label, stored or native as it was, its values following the geometry."""
+        label_hwx = label.rescale(self.nearest(array_HWx), self.scaled_hw[0] / self.source_hw[0])
+        return label.mirror(label_hwx) if self.flip else label_hwx
 
     @staticmethod
     def _sources(start: int, count: int, source: int, scaled: int) -> np.ndarray:
@@ -95,13 +87,18 @@ class Transform:
     To make a tensor an image and stack them would touch twice the memory, and memory is what bounds a loader.
     """
 
-    size_hw: tuple[int, int]
-    tasks: tuple[str, ...]
     keys: tuple[str, ...]  # what to decode
+
+    def __init__(self, size_hw: tuple[int, int], tasks: Sequence[str], labels: Mapping[str, Label]):
+        self.size_hw, self.tasks = tuple(size_hw), tuple(tasks)
+        for task in self.tasks:
+            if task not in labels:
+                raise UserError(f"task {task!r} has no label of a known kind: it cannot be batched")
+        self.labels = {task: labels[task] for task in self.tasks}
 
     def empty(self, count: int) -> dict:
         """A batch of `count` samples that nobody has filled: every label ignored."""
-        labels = {task: empty_labels(task, count, self.size_hw) for task in self.tasks}
+        labels = {task: label.empty(count, self.size_hw) for task, label in self.labels.items()}
         return {"id": [""] * count, **self._empty_input(count), **labels}
 
     def fill(self, batch: dict, index: int, sample: dict, rng: np.random.Generator) -> None:
@@ -125,9 +122,9 @@ class Transform:
         raise NotImplementedError
 
     def _fill_labels(self, batch: dict, index: int, labels: dict[str, np.ndarray]) -> None:
-        for task in self.tasks:
+        for task, label in self.labels.items():
             if task in labels:
-                fill_label(task, batch[task][index], labels[task])
+                label.fill(unpad(batch[task][index].numpy(), labels[task].shape[:2]), labels[task])
 
 
 class TrainTransform(Transform):
@@ -136,11 +133,12 @@ class TrainTransform(Transform):
     Args:
         size_hw: height and width of the tensors.
         mean, std: of the encoder, for pixels in 0..1.
-        tasks: labels to make; one that a sample lacks becomes all ignore (0 for depth, NaN for normals).
+        tasks: labels to make; one that a sample lacks has no valid pixel.
         scale_range: the random scale is uniform in it.
         flip: mirror every other sample.
         photometric: distort brightness, contrast, saturation and hue.
         random_crop: crop at random; off, in the middle.
+        labels: of the data set, by key (`ShardSet.labels`); by default those of the six known tasks.
     """
 
     def __init__(
@@ -153,10 +151,10 @@ class TrainTransform(Transform):
         flip: bool = True,
         photometric: bool = True,
         random_crop: bool = True,
+        labels: Mapping[str, Label] = KNOWN_KEYS,
     ):
-        self.size_hw = tuple(size_hw)
+        super().__init__(size_hw, tasks, labels)
         self.mean, self.std = mean, std
-        self.tasks = tuple(tasks)
         self.scale_range = scale_range
         self.flip, self.photometric, self.random_crop = flip, photometric, random_crop
 
@@ -180,7 +178,7 @@ class TrainTransform(Transform):
         if self.photometric:
             image_hwC = distort(image_hwC, rng)
         fill_image(image_3HW, image_hwC, self.mean, self.std)
-        return {task: window.stored(task, sample[task]) for task in self.tasks if task in sample}
+        return {task: window.stored(label, sample[task]) for task, label in self.labels.items() if task in sample}
 
     def _empty_input(self, count: int) -> dict:
         return {"image": torch.zeros(count, 3, *self.size_hw)}
@@ -222,10 +220,18 @@ class FeatureTransform(Transform):
         size_hw: height and width of the label tensors.
         tasks: labels to make, as in `TrainTransform`.
         levels_Chw: the shape of each encoder level.
+        labels: as in `TrainTransform`.
     """
 
-    def __init__(self, size_hw: tuple[int, int], tasks: Sequence[str], levels_Chw: Sequence[tuple[int, int, int]]):
-        self.size_hw, self.tasks, self.levels_Chw = tuple(size_hw), tuple(tasks), tuple(levels_Chw)
+    def __init__(
+        self,
+        size_hw: tuple[int, int],
+        tasks: Sequence[str],
+        levels_Chw: Sequence[tuple[int, int, int]],
+        labels: Mapping[str, Label] = KNOWN_KEYS,
+    ):
+        super().__init__(size_hw, tasks, labels)
+        self.levels_Chw = tuple(levels_Chw)
         self.keys = ("features", *self.tasks)
 
     def fill(self, batch: dict, index: int, sample: dict, rng: np.random.Generator) -> None:
@@ -265,6 +271,21 @@ class EvalTransform:
         return normalise(sample["image"], self.mean, self.std, self.size_hw)
 
 
+def train_transform(
+    data: Data,
+    mean: Sequence[float],
+    std: Sequence[float],
+    tasks: Sequence[str],
+    labels: Mapping[str, Label] = KNOWN_KEYS,
+) -> TrainTransform:
+    """The augmentation that the settings describe, for an encoder of this mean and std."""
+    return TrainTransform(
+        data.image_size, mean, std, tasks,
+        scale_range=data.scale_range if data.augment else (1.0, 1.0),
+        flip=data.augment, photometric=data.augment, random_crop=data.augment, labels=labels,
+    )  # fmt: skip
+
+
 def padding(inner: int, outer: int) -> int:
     """Pixels before the content when `inner` is centred in `outer`."""
     return (outer - inner) // 2
@@ -274,6 +295,13 @@ def unpad(array_xHW, native_hw: tuple[int, int]):
     """The native part of a centred-padded array or tensor `[..., SH, SW]`, as a view."""
     top, left = (padding(inner, outer) for inner, outer in zip(native_hw, array_xHW.shape[-2:]))
     return array_xHW[..., top : top + native_hw[0], left : left + native_hw[1]]
+
+
+def unpad_prediction(prediction_HWx: np.ndarray, native_hw: tuple[int, int]) -> np.ndarray:
+    """`unpad` of a prediction `[SH, SW]` or `[SH, SW, C]`."""
+    if prediction_HWx.ndim == 2:
+        return unpad(prediction_HWx, native_hw)
+    return np.moveaxis(unpad(np.moveaxis(prediction_HWx, -1, 0), native_hw), 0, -1)
 
 
 def normalise(
@@ -297,25 +325,6 @@ def view_generator(seed: int, id_: str, view: int) -> np.random.Generator:
     """The generator that augments an image into one of its numbered views, wherever in the data it stands."""
     digest = hashlib.sha256(id_.encode()).digest()
     return np.random.default_rng([seed, _VIEW, view, int.from_bytes(digest[:8], "little")])
-
-
-def empty_labels(key: str, count: int, size_hw: tuple[int, int]) -> torch.Tensor:
-    """All-ignored labels: int64 [B, SH, SW] of 255, depth float32 of 0, normals float32 [B, 3, SH, SW] of NaN."""
-    kind = codec.KINDS[key]
-    if kind == "normals":
-        return torch.full((count, 3, *size_hw), torch.nan)
-    if kind == "depth":
-        return torch.zeros(count, *size_hw)
-    return torch.full((count, *size_hw), IGNORE, dtype=torch.int64)
-
-
-def fill_label(key: str, tensor: torch.Tensor, label_hwx: np.ndarray) -> None:
-    """Write a stored or native label into the middle of one sample's tensor."""
-    inner = unpad(tensor.numpy(), label_hwx.shape[:2])
-    if codec.KINDS[key] == "normals":
-        codec.unit_normals(label_hwx, out_CHW=inner)
-    else:
-        inner[...] = label_hwx
 
 
 def distort(image_hwC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -350,5 +359,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 def _is_mixed(semseg_hw: np.ndarray) -> bool:
     """Whether at least two classes are there and none has 75 % of the labelled pixels."""
-    counts = cv2.calcHist([np.ascontiguousarray(semseg_hw)], [0], None, [256], [0, 256]).ravel()[:IGNORE]
+    ignore = int(np.iinfo(semseg_hw.dtype).max)
+    histogram = cv2.calcHist([np.ascontiguousarray(semseg_hw)], [0], None, [ignore + 1], [0, ignore + 1])
+    counts = histogram.ravel()[:ignore]
     return np.count_nonzero(counts) > 1 and counts.max() < MAX_CLASS_SHARE * counts.sum()

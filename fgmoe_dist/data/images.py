@@ -1,6 +1,6 @@
 """Photographs from anywhere: reading them, fitting them to a network's input, bringing predictions back.
 
-Shapes: H x W the photograph's pixels, h x w the fitted ones, x any trailing axes, C = 3 channels.
+Shapes: H x W the photograph's pixels, h x w the fitted ones, SH x SW the network's input, C channels.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fgmoe_dist.data.augment import unpad
+from fgmoe_dist.data.augment import unpad_prediction
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import Label
+from fgmoe_dist.labels.base import resize
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MOST_ENLARGED = 2.0
@@ -76,22 +78,14 @@ class Fit:
     native_hw: tuple[int, int]
     fitted_hw: tuple[int, int]
 
-    def back(self, prediction_xHW: np.ndarray, is_class: bool) -> np.ndarray:
-        """A prediction `[SH, SW]` or `[SH, SW, 3]` at the padded input's size as `[H, W]` or `[H, W, 3]`.
+    def back(self, prediction_HWx: np.ndarray, label: Label) -> np.ndarray:
+        """A prediction `[SH, SW]` or `[SH, SW, C]` at the padded input's size as `[H, W]` or `[H, W, C]`.
 
-        Class ids take the nearest pixel. Values are interpolated, and three channels are a direction, made
-        unit again. Depth stays as it is: metres, under the assumption that the photograph covers as wide
-        an angle as the training images did.
+        Its kind says how: class ids take the nearest pixel, values are interpolated, directions are made unit again.
+        Depth stays as it is: metres, under the assumption that the photograph covers as wide an angle as the training
+        images did.
         """
-        if prediction_xHW.ndim == 3:
-            inner_hwx = np.moveaxis(unpad(np.moveaxis(prediction_xHW, -1, 0), self.fitted_hw), 0, -1)
-        else:
-            inner_hwx = unpad(prediction_xHW, self.fitted_hw)
-        native_HWx = _resize(inner_hwx, self.native_hw, cv2.INTER_NEAREST_EXACT if is_class else cv2.INTER_LINEAR)
-        if native_HWx.ndim == 2 or native_HWx is inner_hwx:
-            return native_HWx
-        length_HW1 = np.linalg.norm(native_HWx, axis=2, keepdims=True)
-        return native_HWx / np.maximum(length_HW1, 1e-12)
+        return label.resize(unpad_prediction(prediction_HWx, self.fitted_hw), self.native_hw)
 
 
 def fit(image_HWC: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, Fit]:
@@ -106,14 +100,8 @@ def fit(image_HWC: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, Fi
         scale = 1.0
     fitted_hw = (min(size_hw[0], max(1, round(height * scale))), min(size_hw[1], max(1, round(width * scale))))
     # INTER_AREA averages what falls into a pixel: a photograph shrunk ten times must not alias.
-    image_hwC = _resize(image_HWC, fitted_hw, cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    image_hwC = resize(image_HWC, fitted_hw, cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     return image_hwC, Fit((height, width), fitted_hw)
-
-
-def _resize(array_HWx: np.ndarray, size_hw: tuple[int, int], how: int) -> np.ndarray:
-    if array_HWx.shape[:2] == tuple(size_hw):
-        return array_HWx
-    return cv2.resize(np.ascontiguousarray(array_HWx), (size_hw[1], size_hw[0]), interpolation=how)
 
 
 def _image_id(path: Path) -> str:

@@ -1,19 +1,15 @@
 """Building, checking and looking into WebDataset shards.
 
-Everything slow (thinning, merging parts, masking normals) is done here, once. Tars are deterministic: the same archive
-gives the same bytes for any number of workers. Each is written beside its place and renamed, so a shard under its final
-name is always whole, and an interrupted build goes on where it stopped.
+Everything slow (thinning, merging parts, masking normals) is done here, once. The same archive gives the same bytes for
+any number of workers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import json
 import multiprocessing
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -22,23 +18,12 @@ from PIL import Image
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.layouts import Layout
-from fgmoe_dist.data.shardset import (
-    FORMAT,
-    INDEX,
-    BadSample,
-    Shard,
-    ShardSet,
-    decode_sample,
-    fetch_shard,
-    parse_shard,
-    read_shard,
-)
+from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, record, write_shard
+from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, fetch_shard, parse_shard, read_shard
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.files import write_atomically
 from fgmoe_dist.progress import track
 
 SAMPLES_PER_SHARD = 8  # small, so that every reader has several; 6 (PASCAL) to 20 (NYUD) MB
-PLAN = "plan.json"  # what an unfinished build in a folder is of; gone once there is an index
 
 
 def build_shards(
@@ -90,15 +75,12 @@ def verify_shards(where: str | Path) -> list[str]:
     faults = [f"image {id_} is in the set {n} times: rebuild the set" for id_, n in _repeated_ids(shardset)]
     views = shardset.cache.views if shardset.cache else (shardset.shards,)
     for shard in track([shard for shards in views for shard in shards], "verifying shards"):
-        faults += _shard_faults(shard, shardset.classes)
+        faults += _shard_faults(shard)
     return faults
 
 
 def dump_sample(where: str | Path, id_: str, out: str | Path) -> list[Path]:
-    """Write one sample's native-resolution targets as `ID.<key>.npy`, and its image as `ID.image.png`.
-
-    semseg, human_parts, sal, edge, boundary uint8 with 255 = ignore; depth float32 metres with 0 = invalid; normals
-    float32 [H, W, 3] with NaN = invalid.
+    """Write one sample's native-resolution targets (docs/contracts.md) as `ID.<key>.npy`, its image as `ID.image.png`.
 
     Raises:
         UserError: no such id, or its shard is damaged.
@@ -113,10 +95,10 @@ def dump_sample(where: str | Path, id_: str, out: str | Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     written = [out / f"{id_}.image.png"]
     Image.fromarray(sample["image"]).save(written[0])
-    for key in codec.KINDS:
-        if key != "image" and key in sample:
+    for key, array in codec.native_sample(sample, shard.labels).items():
+        if key not in ("id", "image"):
             written.append(out / f"{id_}.{key}.npy")
-            np.save(written[-1], np.ascontiguousarray(codec.native(key, sample[key])), allow_pickle=False)
+            np.save(written[-1], np.ascontiguousarray(array), allow_pickle=False)
     return written
 
 
@@ -152,36 +134,6 @@ def _plan(layout: Layout, split: str, ids: list[str], samples_per_shard: int) ->
     }
 
 
-def _same_source(one: dict, other: dict) -> bool:
-    """An archive that has only moved is the same source."""
-    return {**one, "root": None} == {**other, "root": None}
-
-
-def is_finished(out: Path, plan: dict) -> bool:
-    """Whether `out` holds the whole set of this plan; `UserError` if it holds another."""
-    if not (out / INDEX).is_file():
-        return False
-    ShardSet.open(out)  # says what is wrong with a damaged index
-    if not _same_source(json.loads((out / INDEX).read_bytes()).get("source", {}), plan):
-        raise UserError(f"{out} already holds other shards: give another --out, or remove that folder")
-    return True
-
-
-def claim(out: Path, plan: dict) -> None:
-    """Make `out` ours, or refuse it if another build, or anything else, lives there."""
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / PLAN).is_file():
-        try:
-            same = _same_source(json.loads((out / PLAN).read_bytes()), plan)
-        except ValueError:
-            same = False
-        if not same:
-            raise UserError(f"{out} holds an unfinished build of something else: give another --out, or remove it")
-    elif any(out.glob("*.tar")):
-        raise UserError(f"{out} holds tars without an index: give another --out, or remove them")
-    write_atomically(out / PLAN, json.dumps(plan, indent=1).encode())
-
-
 def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int) -> Iterator[dict]:
     """Index records of all shards, in the order they are finished."""
     if workers == 1:
@@ -207,32 +159,14 @@ def _one_thread() -> None:
 def _write_shard(layout: Layout, path: Path, ids: list[str]) -> dict:
     """Write one tar unless it is there already; its record in the index."""
     if not path.exists():
-        write_atomically(path, tar_bytes(entry for id_ in ids for entry in _entries(layout, id_)))
+        write_shard(path, (entry for id_ in ids for entry in _entries(layout, id_)))
     return record(path, ids)
-
-
-def record(path: Path, ids: Sequence[str]) -> dict:
-    """What the index says of a written shard."""
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    return {"name": path.name, "samples": len(ids), "bytes": len(data), "sha256": digest, "ids": list(ids)}
-
-
-def tar_bytes(entries: Iterable[tuple[str, bytes]]) -> bytes:
-    """A tar of (name, bytes) entries, the same bytes for the same entries."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in entries:
-            member = tarfile.TarInfo(name)  # its defaults are fixed: mtime 0, uid 0, mode 644
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def _entries(layout: Layout, id_: str) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of a sample's entries."""
     for key, array in layout.stored(id_).items():
-        extension, data = codec.encode(key, array)
+        extension, data = codec.encode(key, array, layout.labels)
         if key == "image" and layout.image_path(id_).suffix == ".jpg":
             original = layout.image_path(id_).read_bytes()
             if _reads_as(original, array):
@@ -249,31 +183,8 @@ def _reads_as(jpeg: bytes, image_HWC: np.ndarray) -> bool:
 
 
 def _write_index(out: Path, layout: Layout, split: str, plan: dict, shards: list[dict]) -> None:
-    keys = ("image", *codec.keys_of(layout.tasks, evaluation=True))
+    keys = ("image", *codec.keys_of(layout.tasks, evaluation=True, labels=layout.labels))
     finish(out, index(layout, split, keys, shards, plan))
-
-
-def index(info: Layout | ShardSet, split: str, keys: Sequence[str], shards: list[dict], plan: dict) -> dict:
-    """`index.json` of shards that hold `keys` of the data set `info` (docs/contracts.md)."""
-    return {
-        "format": FORMAT,
-        "dataset": info.dataset,
-        "split": split,
-        "tasks": list(info.tasks),
-        "classes": {task: list(names) for task, names in info.classes.items()},
-        "boundary_max_dist": info.boundary_max_dist,
-        "encodings": {key: codec.MEANING[codec.KINDS[key]] for key in keys},
-        "samples": sum(shard["samples"] for shard in shards),
-        "shards": shards,
-        "source": plan,
-    }
-
-
-def finish(out: Path, index: dict) -> None:
-    """The index makes a set whole; what only an unfinished one needs goes."""
-    write_atomically(out / INDEX, json.dumps(index, indent=1).encode())
-    for left_over in (out / PLAN, *out.glob(".*.part")):  # a killed builder leaves half a file under another name
-        left_over.unlink(missing_ok=True)
 
 
 def _repeated_ids(shardset: ShardSet) -> list[tuple[str, int]]:
@@ -284,7 +195,7 @@ def _repeated_ids(shardset: ShardSet) -> list[tuple[str, int]]:
     return [(id_, n) for id_, n in counts.items() if n > 1]
 
 
-def _shard_faults(shard: Shard, classes: dict[str, list[str]]) -> list[str]:
+def _shard_faults(shard: Shard) -> list[str]:
     faults = []
     try:
         data = fetch_shard(shard)
@@ -301,24 +212,18 @@ def _shard_faults(shard: Shard, classes: dict[str, list[str]]) -> list[str]:
             continue
         faults += [
             f"sample {id_} of shard {shard.url}: {key} holds {value}, outside its range; rebuild that shard"
-            for key, value in _values_out_of_range(sample, classes)
+            for key, value in _strange_values(sample, shard)
         ]
     return faults
 
 
-def _values_out_of_range(sample: dict, classes: dict[str, list[str]]) -> Iterator[tuple[str, float]]:
+def _strange_values(sample: dict, shard: Shard) -> Iterator[tuple[str, float]]:
+    """The first value out of its range of every key that has one."""
     for key, array in sample.items():
-        kind = codec.KINDS.get(key)
-        if kind == "features":
-            bad = array[~np.isfinite(array)]
-        elif kind == "map":
-            bad = array[(array >= len(classes.get(key, "01"))) & (array != codec.IGNORE)]
-        elif kind == "depth":
-            bad = array[~(np.isfinite(array) & (array >= 0))]
-        else:
-            continue
-        if bad.size:
-            yield key, bad.flat[0].item()
+        if key != "id":
+            bad = codec.entry(key, shard.labels).strange(array)
+            if bad.size:
+                yield key, bad.flat[0].item()
 
 
 def summary(shardset: ShardSet) -> dict:

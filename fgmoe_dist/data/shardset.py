@@ -11,19 +11,23 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import Label
+from fgmoe_dist.tasks.labelling import KNOWN_KEYS, labels_of
 
 FORMAT = 1
 INDEX = "index.json"
 
-_ENTRY = re.compile(r"(?P<id>[A-Za-z0-9_-]+)\.(?P<key>[a-z_]+)\.(?P<ext>[a-z]+)")
+_ENTRY = re.compile(r"(?P<id>[A-Za-z0-9_-]+)\.(?P<key>[a-z0-9_]+)\.(?P<ext>[a-z]+)")
 
 
 class BadSample(UserError):
@@ -36,7 +40,7 @@ class BadSample(UserError):
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: where it is opened, and what the index says of it."""
+    """One tar: where it is opened, and what the index says of it and of the labels in it, by key."""
 
     url: str
     name: str
@@ -44,6 +48,7 @@ class Shard:
     bytes: int
     sha256: str
     ids: tuple[str, ...]
+    labels: Mapping[str, Label] = field(default_factory=lambda: KNOWN_KEYS, hash=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class ShardSet:
         samples: number of samples over all shards.
         shards: in the index's order; of cached features those of the first view.
         cache: for a set that holds encoder features in place of images.
+        definitions: of each task that is none of the six known ones: its kind of label and its options
+            (docs/contracts.md).
     """
 
     dataset: str
@@ -83,6 +90,12 @@ class ShardSet:
     samples: int
     shards: tuple[Shard, ...]
     cache: FeatureCache | None = None
+    definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def labels(self) -> dict[str, Label]:
+        """The label of every key of a sample: of each task, and of what evaluation reads beside it."""
+        return labels_of(self.tasks, self.classes, self.definitions)
 
     @classmethod
     def open(cls, where: str | Path | Sequence[str | Path]) -> ShardSet:
@@ -158,7 +171,7 @@ def parse_shard(shard: Shard, data: bytes) -> dict[str, Entries]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
-                id_, key, extension = parse_entry(member, shard.url)
+                id_, key, extension = parse_entry(member, shard)
                 start = member.offset_data
                 samples.setdefault(id_, {})[key] = (extension, view[start : start + member.size])
     except tarfile.TarError as error:
@@ -171,13 +184,14 @@ def parse_shard(shard: Shard, data: bytes) -> dict[str, Entries]:
     return samples
 
 
-def parse_entry(member: tarfile.TarInfo, url: str) -> tuple[str, str, str]:
+def parse_entry(member: tarfile.TarInfo, shard: Shard) -> tuple[str, str, str]:
     """(id, key, extension) of a tar entry; everything but a plain file of a known name is refused."""
     match = _ENTRY.fullmatch(member.name)
-    known = match and match["key"] in codec.KINDS and match["ext"] in codec.EXTENSIONS[codec.KINDS[match["key"]]]
-    if not member.isreg() or not known:
+    if not member.isreg() or not match or not codec.is_entry(match["key"], match["ext"], shard.labels):
         what = "a link or special file" if match and not member.isreg() else "not ID.<key>.<ext> with a known key"
-        raise BadSample(f"shard {url} holds {member.name!r}, {what}: it was not built by `fgmoe shards build`, drop it")
+        raise BadSample(
+            f"shard {shard.url} holds {member.name!r}, {what}: it was not built by `fgmoe shards build`, drop it"
+        )
     return match["id"], match["key"], match["ext"]
 
 
@@ -197,8 +211,8 @@ def decode_sample(shard: Shard, id_: str, entries: Entries, keys: Sequence[str])
             raise codec.CodecError(f"it has no {picture}")
         for key in dict.fromkeys((picture, *keys)):
             if key in entries:
-                sample[key] = codec.decode(key, *entries[key])
-                codec.check(key, sample[key], size_hw)
+                sample[key] = codec.decode(key, *entries[key], shard.labels)
+                codec.check(key, sample[key], size_hw, shard.labels)
                 size_hw = size_hw if key == "features" else size_hw or sample[key].shape[:2]
     except codec.CodecError as error:
         raise BadSample(f"sample {id_} of shard {shard.url}: {error}; rebuild that shard") from error
@@ -244,8 +258,10 @@ def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
             raise UserError(f"{index_url} is of cached features: give the folder, not single shards")
         return _read_views(index, [f"{head}{view}/{INDEX}{tail}" for view in index["views"]])
     try:
+        tasks, classes, definitions = tuple(index["tasks"]), index["classes"], index.get("definitions", {})
+        labels = labels_of(tasks, classes, definitions)
         shards = [
-            Shard(f"{head}{s['name']}{tail}", s["name"], s["samples"], s["bytes"], s["sha256"], tuple(s["ids"]))
+            Shard(f"{head}{s['name']}{tail}", s["name"], s["samples"], s["bytes"], s["sha256"], tuple(s["ids"]), labels)
             for s in index["shards"]
         ]
         if names is not None:
@@ -254,14 +270,17 @@ def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
         return ShardSet(
             dataset=index["dataset"],
             split=index["split"],
-            tasks=tuple(index["tasks"]),
-            classes=index["classes"],
+            tasks=tasks,
+            classes=classes,
             boundary_max_dist=index["boundary_max_dist"],
             samples=sum(shard.samples for shard in shards),
             shards=tuple(shards),
+            definitions=definitions,
         )
     except KeyError as error:
         raise UserError(f"shard index {index_url} has no {error}: name other shards, or rebuild the set") from error
+    except UserError as error:
+        raise UserError(f"shard index {index_url}: {error}") from error
 
 
 def _read_views(index: dict, index_urls: list[str]) -> ShardSet:
@@ -293,21 +312,13 @@ def _join(parts: list[ShardSet]) -> ShardSet:
     for part in parts[1:]:
         if part.cache or first.cache:
             raise UserError("cached features do not mix with other shards: give one folder of them")
-        if (part.dataset, part.tasks, part.classes) != (first.dataset, first.tasks, first.classes):
+        if any(getattr(part, name) != getattr(first, name) for name in ("dataset", "tasks", "classes", "definitions")):
             raise UserError(
                 f"shards of {first.dataset} ({', '.join(first.tasks)}) and {part.dataset} ({', '.join(part.tasks)}) "
                 "do not mix: give sets with the same tasks and classes"
             )
     shards = tuple(shard for part in parts for shard in part.shards)
-    return ShardSet(
-        dataset=first.dataset,
-        split=first.split,
-        tasks=first.tasks,
-        classes=first.classes,
-        boundary_max_dist=first.boundary_max_dist,
-        samples=sum(part.samples for part in parts),
-        shards=shards,
-    )
+    return replace(first, samples=sum(part.samples for part in parts), shards=shards)
 
 
 def _fetch(url: str, what: str, error_type: type[UserError]) -> bytes:

@@ -19,7 +19,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,7 @@ from fgmoe_dist.data.augment import Transform, view_generator
 from fgmoe_dist.data.post import Parcel, Post
 from fgmoe_dist.data.shardset import BadSample, Entries, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import Label
 
 logger = logging.getLogger(__name__)
 
@@ -296,7 +297,7 @@ def evaluation_samples(
 
     Args:
         shards: the validation set.
-        tasks: labels wanted (`boundary` comes with edge); those a sample lacks are absent from it.
+        tasks: labels wanted (with edge comes `boundary`); those a sample lacks are absent from it.
         rank, world: this process and their number; with more ranks than samples some get none.
         workers: processes; 0 reads here.
         transform: `EvalTransform` or the like.
@@ -309,9 +310,10 @@ def evaluation_samples(
     if shards.cache:
         raise UserError("evaluation needs images, not cached features: set data.val to image shards")
     start, stop = _part(0, shards.samples, rank, world)
-    stream = _EvaluationStream(shards.shards, codec.keys_of(tasks, evaluation=True), transform, start, stop)
+    keys = codec.keys_of(tasks, evaluation=True, labels=shards.labels)
+    stream = _EvaluationStream(shards.shards, keys, transform, start, stop)
     loaded = _load(stream, min(workers, stop - start), max_bad_samples)
-    return ((_as_native(sample), image_3HW) for sample, image_3HW in loaded)
+    return ((_as_native(sample, shards.labels), image_3HW) for sample, image_3HW in loaded)
 
 
 def _load(stream: _Stream, workers: int, max_bad_samples: int) -> Iterator:
@@ -387,5 +389,6 @@ def _as_tensors(sample: dict) -> dict:
     }
 
 
-def _as_native(sample: dict) -> dict:
-    return {key: codec.native(key, value.numpy()) if key != "id" else value for key, value in sample.items()}
+def _as_native(sample: dict, labels: Mapping[str, Label]) -> dict:
+    arrays = {key: value.numpy() if key != "id" else value for key, value in sample.items()}
+    return codec.native_sample(arrays, labels)

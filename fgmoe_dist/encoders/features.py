@@ -11,7 +11,7 @@ of shard n of the set they were made from; so the order of the data is that of t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,27 +24,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from fgmoe_dist.config import Config
 from fgmoe_dist.data import codec
-from fgmoe_dist.data.augment import TrainTransform, view_generator
-from fgmoe_dist.data.shards import claim, finish, index, is_finished, record, tar_bytes
+from fgmoe_dist.data.augment import train_transform, view_generator
+from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, record, write_shard
 from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import start_worker
 from fgmoe_dist.encoders.frozen import FrozenEncoder, create_encoder
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.files import write_atomically
 from fgmoe_dist.progress import track
 from fgmoe_dist.ranks import Ranks, from_first
 
 T = TypeVar("T")
-
-
-def train_transform(config: Config, encoder: FrozenEncoder, tasks: Sequence[str]) -> TrainTransform:
-    """The augmentation that `config` describes."""
-    data = config.data
-    return TrainTransform(
-        data.image_size, encoder.mean, encoder.std, tasks,
-        scale_range=data.scale_range if data.augment else (1.0, 1.0),
-        flip=data.augment, photometric=data.augment, random_crop=data.augment,
-    )  # fmt: skip
 
 
 def made_with(config: Config, encoder: FrozenEncoder) -> dict:
@@ -119,7 +108,7 @@ def build_features(
     jobs = [_Job(shard, view, folder / shard.name) for view, folder in enumerate(folders) for shard in source.shards]
     mine = jobs[ranks.rank :: ranks.world] if ranks else jobs
     is_shown = ranks is None or ranks.is_first
-    levels = _write_all(mine, _Views(config, encoder, source.tasks), encoder, workers, is_shown)
+    levels = _write_all(mine, _Views(config, encoder, source), encoder, workers, is_shown)
     if ranks:
         dist.barrier()
     ask_first(lambda: _finish(out, source, plan, folders, levels))
@@ -153,8 +142,9 @@ class _Job:
 class _Views(Dataset):
     """The augmented images and labels of a job; what cannot be read comes as the error, which is the user's."""
 
-    def __init__(self, config: Config, encoder: FrozenEncoder, tasks: Sequence[str]):
-        self.transform, self.seed = train_transform(config, encoder, tasks), config.run.seed
+    def __init__(self, config: Config, encoder: FrozenEncoder, source: ShardSet):
+        self.transform = train_transform(config.data, encoder.mean, encoder.std, source.tasks, source.labels)
+        self.seed = config.run.seed
         self.jobs: list[_Job] = []
 
     def __len__(self) -> int:
@@ -189,8 +179,8 @@ def _write_all(
         job, images_B3HW, labels = item
         features = (_encode(encoder, images_B3HW[n : n + 1], job) for n in range(len(labels)))
         entries = (entry for id_, flat, stored in zip(job.shard.ids, features, labels)
-                   for entry in _entries(id_, {"features": flat, **stored}))  # fmt: skip
-        write_atomically(job.path, tar_bytes(entries))
+                   for entry in _entries(id_, {"features": flat, **stored}, job.shard))  # fmt: skip
+        write_shard(job.path, entries)
     device = next(encoder.parameters()).device
     return [list(level.shape[1:]) for level in encoder(torch.zeros(1, 3, *encoder.image_size_hw, device=device))]
 
@@ -207,7 +197,7 @@ def _encode(encoder: FrozenEncoder, image_13HW: Tensor, job: _Job) -> np.ndarray
     return flat.cpu().numpy()
 
 
-def _entries(id_: str, stored: dict[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
+def _entries(id_: str, stored: dict[str, np.ndarray], shard: Shard) -> Iterator[tuple[str, bytes]]:
     for key, array in stored.items():
-        extension, data = codec.encode(key, np.ascontiguousarray(array))
+        extension, data = codec.encode(key, np.ascontiguousarray(array), shard.labels)
         yield f"{id_}.{key}.{extension}", data

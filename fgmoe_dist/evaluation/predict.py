@@ -25,4 +25,4 @@ def predict_image(model: Model, image_HWC: np.ndarray, size_hw: tuple[int, int])
     input_3HW = normalise(fitted_hwC, model.encoder.mean, model.encoder.std, size_hw)
     device = next(model.parameters()).device
     predictions = model.predict(input_3HW[None].to(device))
-    return {task.name: how.back(predictions[task.name][0], task.kind == "classes") for task in model.tasks}
+    return {task.name: how.back(predictions[task.name][0], task.label) for task in model.tasks}

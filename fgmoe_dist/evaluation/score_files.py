@@ -58,11 +58,10 @@ class ShardPart:
     ids: tuple[str, ...]
 
     def samples(self, tasks: Sequence[str]) -> Iterator[dict]:
-        keys = codec.keys_of(tuple(tasks), evaluation=True)
+        keys = codec.keys_of(tasks, evaluation=True, labels=self.shard.labels)
         entries = read_shard(self.shard)
         for id_ in self.ids:
-            stored = decode_sample(self.shard, id_, entries[id_], keys)
-            yield {key: value if key == "id" else codec.native(key, value) for key, value in stored.items()}
+            yield codec.native_sample(decode_sample(self.shard, id_, entries[id_], keys), self.shard.labels)
 
 
 Part = ArchivePart | ShardPart

@@ -15,6 +15,8 @@ from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.sinks import create_sinks
 from fgmoe_dist.training.trainer import Trainer, mean_over_ranks
 
+ENGINE_NOTES = {"plain": "plain autograd, for this trial in one process; a run itself trains under DeepSpeed"}
+
 
 def print_plan(trainer: Trainer) -> None:
     config, ranks, model = trainer.config, trainer.ranks, trainer.model
@@ -33,6 +35,7 @@ def print_plan(trainer: Trainer) -> None:
         ("data", f"{trainer.train_shards.samples} training images, {trainer.val_shards.samples} validation images"),
         ("steps", f"{config.train.steps} of {config.train.batch_size} images: {ranks.world} ranks"
                   f" x {config.train.micro_batch_size} x {accumulation}; {epochs:.1f} epochs"),
+        ("engine", ENGINE_NOTES.get(trainer.engine_name, trainer.engine_name)),
         ("run folder", str(config.run.dir)),
     ]  # fmt: skip
     table = Table(title=f"plan of {config.run.name}", title_justify="left", show_header=False)
@@ -55,6 +58,11 @@ def _exchange(config: Config, accumulation: int) -> list[tuple[str, str]]:
         f" (x {routed.blocks} blocks x {accumulation} micro-batches, and again in backward)"
     )
     return [("all-to-all", told)]
+
+
+def trial_engine(config: Config, world: int) -> str:
+    """The engine of a dry run: one process in fp32 needs no DeepSpeed, which takes seconds to start."""
+    return "plain" if world == 1 and config.train.precision == "fp32" else "deepspeed"
 
 
 def dry_run(trainer: Trainer) -> None:

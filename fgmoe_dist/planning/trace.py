@@ -18,7 +18,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgmoe_dist.config import Config
-from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.decoders.base import Decoder, Levels
 from fgmoe_dist.encoders.frozen import FrozenEncoder
 from fgmoe_dist.experts.groups import is_expert_parameter
@@ -61,7 +60,7 @@ def count(config: Config) -> Counts:
             recorder.part = "decoder"
             output = model(levels)
             recorder.part = "losses"
-            labels = {task: empty_labels(task, config.train.micro_batch_size, size_hw) for task in config.tasks}
+            labels = {t.name: t.label.empty(config.train.micro_batch_size, size_hw) for t in model.tasks}
             loss = sum(task.loss(output.predictions[task.name], labels[task.name]) for task in model.tasks)
         recorder.part, recorder.backward = "decoder", True
         loss.backward()

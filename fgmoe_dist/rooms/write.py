@@ -24,6 +24,7 @@ from PIL import Image
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import PARTIAL, write_atomically
+from fgmoe_dist.metrics.boundary.regions import region_boundary
 from fgmoe_dist.progress import track
 from fgmoe_dist.rooms.camera import choose
 from fgmoe_dist.rooms.labels import KINDS
@@ -174,7 +175,7 @@ def _nyud_files(name: str, scene: Scene, view: View, image_HW3: np.ndarray) -> d
         f"segmentation/{name}.png": _png(ids[view.thing_HW]),
         f"depth/{name}.npy": _npy(view.depth_HW),
         f"normals/{name}.png": _png(_normal_bytes(view.normal_HW3)),
-        f"edge/{name}.png": _png(boundaries(view.thing_HW).astype(np.uint8) * 255),
+        f"edge/{name}.png": _png(region_boundary(view.thing_HW).astype(np.uint8) * 255),
         f"images/{name}.png": _png(image_HW3),
     }
 
@@ -184,7 +185,7 @@ def _pascal_files(name: str, scene: Scene, view: View, image_HW3: np.ndarray) ->
     context = np.array([KINDS[kind].context for kind in scene.kinds], np.uint16)
     semseg_HW = voc[view.thing_HW]
     # VOC leaves a line between objects and what surrounds them undecided.
-    semseg_HW[boundaries(np.where(semseg_HW > 0, view.thing_HW + 1, 0))] = 255
+    semseg_HW[region_boundary(np.where(semseg_HW > 0, view.thing_HW + 1, 0))] = 255
     return {
         f"semseg/VOC12/{name}.png": _png(semseg_HW),
         f"pascal-context/trainval/{name}.mat": _mat({"LabelMap": context[view.thing_HW]}),
@@ -196,15 +197,6 @@ def _pascal_files(name: str, scene: Scene, view: View, image_HW3: np.ndarray) ->
 
 
 _FILES = {"nyud": _nyud_files, "pascal": _pascal_files}
-
-
-def boundaries(region_HW: np.ndarray) -> np.ndarray:
-    """Where a region map differs from its right, lower or lower-right neighbour: lines of one to two pixels. bool"""
-    edge_HW = np.zeros(region_HW.shape, bool)
-    edge_HW[:, :-1] |= region_HW[:, :-1] != region_HW[:, 1:]
-    edge_HW[:-1] |= region_HW[:-1] != region_HW[1:]
-    edge_HW[:-1, :-1] |= region_HW[:-1, :-1] != region_HW[1:, 1:]
-    return edge_HW
 
 
 def salient(scene: Scene, view: View) -> np.ndarray:

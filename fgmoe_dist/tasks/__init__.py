@@ -1,7 +1,7 @@
 """The tasks, and the one place that turns their names into objects.
 
-A new task is a file here with a subclass of `Task`, or of one of the five general ones, and its line in `TASKS`. A
-data set can also define tasks of its own, of the five kinds in `KINDS`, without any code.
+A new task is a file here with a subclass of `Task`, or of one of the five general ones, and its line in `TASKS`
+(`registry.py`). A data set can also define tasks of its own, of the five kinds in `KINDS`, without any code.
 """
 
 from __future__ import annotations
@@ -13,37 +13,10 @@ from typing import Any
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.metrics.constant import ConstantBaseline
 from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task
-from fgmoe_dist.tasks.binary_map import BinaryTask
-from fgmoe_dist.tasks.boundary_map import BoundaryTask
-from fgmoe_dist.tasks.class_map import ClassTask
-from fgmoe_dist.tasks.depth import Depth
-from fgmoe_dist.tasks.edge import Edge
-from fgmoe_dist.tasks.human_parts import HumanParts
-from fgmoe_dist.tasks.normals import Normals
-from fgmoe_dist.tasks.sal import Saliency
-from fgmoe_dist.tasks.scalar_map import ScalarTask
-from fgmoe_dist.tasks.semseg import Semseg
-from fgmoe_dist.tasks.vector_map import VectorTask
+from fgmoe_dist.tasks.labelling import labels_of
+from fgmoe_dist.tasks.registry import KINDS, TASKS
 
-__all__ = ["IGNORE", "KINDS", "TASKS", "DatasetInfo", "Task", "baselines", "create_tasks", "headlines"]
-
-TASKS: dict[str, type[Task]] = {
-    "semseg": Semseg,
-    "human_parts": HumanParts,
-    "sal": Saliency,
-    "normals": Normals,
-    "depth": Depth,
-    "edge": Edge,
-}
-
-# What a data set's own task is made of, by the kind of its label.
-KINDS: dict[str, type[Task]] = {
-    "classes": ClassTask,
-    "binary": BinaryTask,
-    "scalar": ScalarTask,
-    "vectors": VectorTask,
-    "boundary": BoundaryTask,
-}
+__all__ = ["IGNORE", "KINDS", "TASKS", "DatasetInfo", "Task", "baselines", "create_tasks", "headlines", "labels_of"]
 
 
 def create_tasks(names: Sequence[str], info: DatasetInfo, edge_positive_weight: float = 0.95) -> list[Task]:
@@ -76,7 +49,9 @@ def _create(name: str, info: DatasetInfo, options: dict[str, Any]) -> Task:
     kind = facts.pop("kind", None)
     if kind not in KINDS:
         raise UserError(f"tasks: {name} is of kind {kind}{_nearest(str(kind), KINDS)}; use one of {', '.join(KINDS)}")
-    return KINDS[kind].create(name, info, facts, options)
+    task = KINDS[kind].create(name, info, facts, options)
+    task.label = labels_of([name], info.classes, definitions)[name]
+    return task
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fgmoe_dist.drawing.columns import Column, Maps
 from fgmoe_dist.drawing.figures import Figure
+from fgmoe_dist.labels import Label
 from fgmoe_dist.metrics.constant import ConstantBaseline
 from fgmoe_dist.metrics.meter import IGNORE, Meter
 
@@ -39,12 +40,12 @@ class Task(ABC):
     """One dense prediction task.
 
     What needs no data set to be known is told by the class itself, so that runs can be compared without one; a task
-    that a data set defines has it from there. `name` is the key of the task's label in samples and batches, `kind` what
-    the label means: how it is stored, augmented and marked as missing.
+    that a data set defines has it from there. `name` is the key of the task's label in samples and batches, `label` the
+    kind of it: how it is stored, augmented and marked as missing.
     """
 
-    kind: ClassVar[str]  # classes | binary | scalar | vectors | boundary
     name: str
+    label: Label
     title: str  # the name in words
     channels: int  # of the network's output
     headline: str  # the metric that compares runs, a key of the meter's result

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fgmoe_dist.drawing import columns, figures, pictures
+from fgmoe_dist.labels import BinaryMap
 from fgmoe_dist.metrics.saliency import SaliencyConstant, SaliencyMeter
 from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class BinaryTask(Task):
-    kind, channels, headline = "binary", 2, "maxF"
+    label, channels, headline = BinaryMap(), 2, "maxF"
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
         import torch

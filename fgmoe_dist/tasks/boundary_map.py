@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgmoe_dist.drawing import columns, figures, pictures
+from fgmoe_dist.labels import BoundaryMap
+from fgmoe_dist.labels.boundary import truth_key
 from fgmoe_dist.metrics.boundary.constant import BoundaryConstant
 from fgmoe_dist.metrics.boundary.meter import BoundaryMeter
 from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task, mean_over_valid
@@ -30,7 +32,7 @@ class BoundaryTask(Task):
         positive_weight: w of the loss.
     """
 
-    kind, channels, headline = "boundary", 1, "odsF"
+    label, channels, headline = BoundaryMap(), 1, "odsF"
 
     def __init__(self, name: str, max_dist: float, positive_weight: float = POSITIVE_WEIGHT):
         super().__init__(name)
@@ -43,7 +45,7 @@ class BoundaryTask(Task):
     @property
     def truth_key(self) -> str:
         """The sample's key of the thinned truth."""
-        return f"{self.name}_boundary"
+        return truth_key(self.name)
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
         import torch

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgmoe_dist.drawing import columns, figures
+from fgmoe_dist.labels import ClassMap
 from fgmoe_dist.metrics.iou import IoUConstant, IoUMeter
-from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task, mean_over_valid
+from fgmoe_dist.tasks.base import DatasetInfo, Task, mean_over_valid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORE_OF_MANY = 65535  # an unlabelled pixel where there are more than 255 classes, so that ids take 16 bits
-
 
 class ClassTask(Task):
-    kind, headline = "classes", "mIoU"
+    label, headline = ClassMap(), "mIoU"
 
     def __init__(self, name: str, class_names: list[str]):
         super().__init__(name)
         self.class_names, self.channels = class_names, len(class_names)
-        self.ignore = IGNORE if self.channels <= IGNORE else IGNORE_OF_MANY
+        self.label = self.label.with_classes(class_names)
+        self.ignore = self.label.ignore
 
     @classmethod
     def create(cls, name: str, info: DatasetInfo, facts: Mapping[str, Any], options: Mapping[str, Any]) -> ClassTask:
@@ -39,7 +39,7 @@ class ClassTask(Task):
         return mean_over_valid(loss_BHW, target_BHW != self.ignore)
 
     def predict(self, prediction_KHW: Tensor) -> np.ndarray:
-        return prediction_KHW.argmax(0).cpu().numpy().astype(np.uint8 if self.ignore == IGNORE else np.uint16)
+        return prediction_KHW.argmax(0).cpu().numpy().astype(self.label.dtype)
 
     def meter(self) -> IoUMeter:
         return IoUMeter(self.channels, self.class_names, self.name, self.ignore)

@@ -8,6 +8,7 @@ import numpy as np
 
 from fgmoe_dist.drawing import columns
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import ScalarMap
 from fgmoe_dist.metrics.depth import DepthConstant, DepthMeter
 from fgmoe_dist.tasks.scalar_map import ScalarTask
 
@@ -17,12 +18,9 @@ if TYPE_CHECKING:
 
 class Depth(ScalarTask):
     name, title, unit, headline = "depth", "depth", "m", "rmse"
+    label = ScalarMap("metres", scales="inverse", positive=True)
     headline_scale = 100.0  # an error of a metre is as bad as the field has seen
     finest_tick = 0.01
-
-    def labelled(self, values):
-        """0 is no depth."""
-        return values > 0
 
     def predict(self, prediction_KHW: Tensor) -> np.ndarray:
         # No depth lies behind the camera; the metric would raise it to 1e-9 anyway.

@@ -11,7 +11,6 @@ from fgmoe_dist.tasks.boundary_map import BoundaryTask
 
 class Edge(BoundaryTask):
     name, title = "edge", "boundaries"
-    truth_key = "boundary"
 
     @classmethod
     def create(cls, name: str, info: DatasetInfo, facts: Mapping[str, Any], options: Mapping[str, Any]) -> BoundaryTask:

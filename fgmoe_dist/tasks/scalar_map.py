@@ -5,7 +5,6 @@ Loss: L1 over labelled pixels. Metric: rmse, mae or abs_rel, as the data set say
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from fgmoe_dist.drawing import columns
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import ScalarMap
 from fgmoe_dist.metrics.meter import Meter
 from fgmoe_dist.metrics.scalar import ScalarConstant, ScalarMeter
 from fgmoe_dist.tasks.base import DatasetInfo, Task, mean_over_valid
@@ -29,7 +29,7 @@ class ScalarTask(Task):
         metric: the headline, one of the meter's.
     """
 
-    kind, channels, headline, lower_is_better = "scalar", 1, "rmse", True
+    label, channels, headline, lower_is_better = ScalarMap(), 1, "rmse", True
     finest_tick = 0.0  # of the colour scale, in `unit`
 
     def __init__(self, name: str = "", unit: str | None = None, metric: str | None = None):
@@ -45,12 +45,8 @@ class ScalarTask(Task):
     def create(cls, name: str, info: DatasetInfo, facts: Mapping[str, Any], options: Mapping[str, Any]) -> ScalarTask:
         return cls(name, facts.get("unit"), facts.get("metric"))
 
-    def labelled(self, values):
-        """Which pixels have a value, of an array or a tensor: NaN and infinity mark those that have none."""
-        return abs(values) < math.inf
-
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
-        valid_BHW = self.labelled(target_BHW)
+        valid_BHW = self.label.valid(target_BHW)
         # NaN must not reach the subtraction, whose gradient would be NaN too.
         return mean_over_valid((prediction_BKHW[:, 0] - target_BHW.where(valid_BHW, 0)).abs(), valid_BHW)
 
@@ -65,7 +61,7 @@ class ScalarTask(Task):
         return ScalarConstant(self.meter()) if self.headline == "rmse" else None
 
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
-        return columns.scalar(self.title, self.unit, self.labelled, predictions, truths, self.finest_tick)
+        return columns.scalar(self.title, self.unit, self.label.valid, predictions, truths, self.finest_tick)
 
     def unit_of(self, metric: str) -> str:
         return self.unit if metric in ("rmse", "mae") else ""

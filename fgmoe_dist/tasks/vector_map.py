@@ -13,6 +13,7 @@ import numpy as np
 
 from fgmoe_dist.drawing import columns, figures
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import VectorMap
 from fgmoe_dist.metrics.constant import ConstantBaseline
 from fgmoe_dist.metrics.meter import Meter
 from fgmoe_dist.metrics.normals import NormalsConstant, NormalsMeter
@@ -33,7 +34,7 @@ class VectorTask(Task):
         metric: the headline.
     """
 
-    kind, channels, headline, lower_is_better = "vectors", 3, "rmse", True
+    label, channels, headline, lower_is_better = VectorMap(), 3, "rmse", True
     headline_scale = 100.0  # for values from 0 to 1
     metrics = ("rmse",)  # that can be the headline
     range = (0.0, 1.0)
@@ -82,7 +83,7 @@ class VectorTask(Task):
 class DirectionTask(VectorTask):
     """Unit vectors, and whatever the network gives is brought to length one."""
 
-    headline, headline_scale = "mean", 2.0  # 50 degrees is what a constant scores
+    label, headline, headline_scale = VectorMap(3, unit=True), "mean", 2.0  # 50 degrees is what a constant scores
     metrics = ("mean", "rmse")
     range = (-1.0, 1.0)
 

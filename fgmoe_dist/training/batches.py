@@ -9,14 +9,14 @@ from typing import Protocol
 import torch
 
 from fgmoe_dist.config import Config
-from fgmoe_dist.data.augment import FeatureTransform, empty_labels
+from fgmoe_dist.data.augment import FeatureTransform, train_transform
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import train_batches
-from fgmoe_dist.encoders.features import check_cache, train_transform
+from fgmoe_dist.encoders.features import check_cache
 from fgmoe_dist.encoders.frozen import FrozenEncoder
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.ranks import Ranks
-from fgmoe_dist.tasks import DatasetInfo
+from fgmoe_dist.tasks import DatasetInfo, create_tasks
 
 
 class Samples(Protocol):
@@ -45,11 +45,11 @@ class ShardSamples:
         check_cache(self.train, self.val, config, encoder)
 
     def batches(self, config: Config, encoder: FrozenEncoder, ranks: Ranks, start_step: int) -> Iterator[dict]:
-        data, train, cache = config.data, config.train, self.train.cache
+        data, train, cache, labels = config.data, config.train, self.train.cache, self.train.labels
         if cache:
-            transform = FeatureTransform(data.image_size, config.tasks, cache.levels_Chw)
+            transform = FeatureTransform(data.image_size, config.tasks, cache.levels_Chw, labels)
         else:
-            transform = train_transform(config, encoder, config.tasks)
+            transform = train_transform(data, encoder.mean, encoder.std, config.tasks, labels)
         return train_batches(
             self.train, config.tasks, batch_size=train.batch_size, micro_batch_size=train.micro_batch_size,
             rank=ranks.rank, world=ranks.world, seed=config.run.seed, start_step=start_step,
@@ -68,7 +68,9 @@ class RandomSamples:
     def batches(self, config: Config, encoder: FrozenEncoder, ranks: Ranks, start_step: int) -> Iterator[dict]:
         images, size_hw = config.train.micro_batch_size, tuple(config.data.image_size)
         batch: dict = {"image": torch.randn(images, 3, *size_hw)}
-        for task in config.tasks:
-            label = empty_labels(task, images, size_hw)
-            batch[task] = torch.rand_like(label) + 0.5 if label.is_floating_point() else torch.randint_like(label, 2)
+        for task in create_tasks(config.tasks, self.info):
+            label = task.label.empty(images, size_hw)
+            batch[task.name] = (
+                torch.rand_like(label) + 0.5 if label.is_floating_point() else torch.randint_like(label, 2)
+            )
         return repeat(batch)

@@ -112,6 +112,7 @@ def _state_of(trainer: Trainer) -> CheckpointState:
         tasks=list(config.tasks),
         classes=shards.classes,
         boundary_max_dist=shards.boundary_max_dist,
+        definitions=shards.definitions,
         encoder_checksum=trainer.model.encoder.checksum,
         world=trainer.ranks.world,
         ep_size=config.parallel.ep_size,

@@ -58,6 +58,7 @@ class Trainer:
         check_world(config, ranks.world)
         self.config, self.ranks, self.step = config, ranks, 0
         self.samples: Samples = samples or ShardSamples(config)
+        self.engine_name = engine
         module = load_engine(engine)
         module.prepare(config.parallel.ep_size)
         self.model: Model = create_model(config, self.samples.info).to(ranks.device)

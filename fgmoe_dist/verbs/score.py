@@ -24,8 +24,8 @@ from fgmoe_dist.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
-        metavar="nyud|pascal|FILE.yaml",
-        help="labels: layout of --root, or a file that describes a data set of your own",
+        metavar="NAME|FILE.yaml",
+        help="labels: layout of --root, such as nyud or pascal, or a file that describes a data set of your own",
     )
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="the unpacked archive's own folder; a FILE.yaml may name it itself"
@@ -52,7 +52,7 @@ def _cores() -> int:
 def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.data.layouts import read_id_list
     from fgmoe_dist.evaluation.score_files import score
-    from fgmoe_dist.evaluation.scores_file import read_scores
+    from fgmoe_dist.evaluation.scores_json import read_scores
     from fgmoe_dist.evaluation.table import print_scores
     from fgmoe_dist.files import check_writable, write_json
     from fgmoe_dist.metrics.delta_m import mean_gain, relative_gains

@@ -32,8 +32,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         required=True,
-        metavar="nyud|pascal|FILE.yaml",
-        help="layout of the archive, or a file that describes a data set of your own (configs/datasets/example.yaml)",
+        metavar="NAME|FILE.yaml",
+        help="layout of the archive, such as nyud or pascal, or a file that describes a data set of your own "
+        "(configs/datasets/example.yaml)",
     )
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="the data set's own folder; a FILE.yaml may name it itself"

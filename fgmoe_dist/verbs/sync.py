@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fgmoe_dist.arguments import add_json
 from fgmoe_dist.errors import UserError
 
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for runs that the store does not have yet (default: each run's own tracking.experiment)",
     )
     parser.add_argument("--ended", action="store_true", help="runs that say RUNNING do not run any more")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what became of every run there")
+    add_json(parser, "what became of every run")
 
 
 def run(args: argparse.Namespace) -> None:

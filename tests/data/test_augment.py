@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from fgmoe_dist.data import augment, codec
 from fgmoe_dist.data.augment import EvalTransform, TrainTransform, Window, distort, unpad
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels.vectors import mirror_unit
+from fgmoe_dist.tasks.labelling import KNOWN_KEYS
 
 TASKS = ("semseg", "human_parts", "sal", "normals", "depth", "edge")
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -65,7 +67,7 @@ def test_depth_scales_inversely(seed, hw):
 
 def _flipped(key, array):
     height, width = array.shape[:2]
-    return Window((height, width), (height, width), 0, 0, height, width, flip=True).label(key, array)
+    return Window((height, width), (height, width), 0, 0, height, width, flip=True).stored(KNOWN_KEYS[key], array)
 
 
 @settings(max_examples=20, deadline=None)
@@ -165,12 +167,12 @@ def test_nearest_against_a_loop(seed, source, scaled, flip):
 def test_stored_normals_mirror_as_native_ones_do(seed):
     rgb_HWC = np.random.default_rng(seed).choice([0, 1, 127, 128, 254], (5, 6, 3)).astype(np.uint8)
     truth_HWC = codec.native("normals", rgb_HWC) * np.array([-1, 1, 1], np.float32)
-    np.testing.assert_allclose(codec.native("normals", codec.mirror_normals(rgb_HWC)), truth_HWC, atol=1e-6)
-    np.testing.assert_array_equal(codec.mirror_normals(codec.mirror_normals(rgb_HWC)), rgb_HWC)
+    np.testing.assert_allclose(codec.native("normals", mirror_unit(rgb_HWC)), truth_HWC, atol=1e-6)
+    np.testing.assert_array_equal(mirror_unit(mirror_unit(rgb_HWC)), rgb_HWC)
 
 
 def test_a_mirrored_normal_does_not_turn_invalid():
-    mirrored_HWC = codec.mirror_normals(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8))
+    mirrored_HWC = mirror_unit(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8))
     assert np.isfinite(codec.native("normals", mirrored_HWC)).all(-1).tolist() == [[True, False]]
 
 
@@ -242,10 +244,11 @@ def test_the_same_generator_gives_the_same_tensors_and_tasks_do_not_change_the_c
     assert not torch.equal(first["image"], whole(sample, np.random.default_rng([3, 5]))["image"])
 
 
-def test_crops_avoid_what_is_nearly_all_one_class():
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_crops_avoid_what_is_nearly_all_one_class(dtype):
     """Only the left tenth of the image is mixed: with ten tries most crops hold some of it, with one few would."""
-    semseg_HW = np.zeros((20, 100), np.uint8)
-    semseg_HW[:, :10] = np.arange(10)
+    semseg_HW = np.zeros((20, 100), dtype)
+    semseg_HW[:, :10] = np.arange(10) + (290 if dtype == np.uint16 else 0)  # more classes than 8 bits hold
     sample = {"id": "a", "image": np.zeros((20, 100, 3), np.uint8), "semseg": semseg_HW}
     transform = TrainTransform((20, 12), tasks=("semseg",), scale_range=(1, 1), flip=False, **PLAIN)
     crops = [transform(sample, np.random.default_rng(seed))["semseg"] for seed in range(100)]

@@ -6,6 +6,7 @@ from PIL import Image
 
 from fgmoe_dist.data.images import fit, list_images, read_image
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import ClassMap, ScalarMap, VectorMap
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -121,7 +122,7 @@ def test_the_way_back_is_aligned(height, width):
     """A linear ramp fitted, padded and brought back is the same ramp, away from its clamped ends."""
     ramp = np.tile(np.linspace(0, 1, width, dtype=np.float32)[None], (height, 1))
     image, how = fit(np.repeat(np.uint8(255 * ramp)[..., None], 3, axis=2), (40, 48))
-    back = how.back(pad(image[..., 0].astype(np.float32) / 255, (40, 48)), is_class=False)
+    back = how.back(pad(image[..., 0].astype(np.float32) / 255, (40, 48)), ScalarMap())
     assert back.shape == (height, width)
     assert np.abs(back - ramp).max() <= 1.1 / min(how.fitted_hw[1], width) + 0.01
 
@@ -132,10 +133,10 @@ def test_classes_are_never_mixed_and_directions_stay_unit(height, width):
     how = fit(np.zeros((height, width, 3), np.uint8), (40, 48))[1]
     rng = np.random.default_rng(height)
     classes = rng.choice(np.array([3, 200], np.uint8), (40, 48))
-    assert set(np.unique(how.back(classes, is_class=True))) <= {3, 200}
+    assert set(np.unique(how.back(classes, ClassMap()))) <= {3, 200}
     normals = rng.normal(size=(40, 48, 3)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=2, keepdims=True)
-    back = how.back(normals, is_class=False)
+    back = how.back(normals, VectorMap(unit=True))
     assert back.shape == (height, width, 3) and back.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(back, axis=2), 1, atol=1e-5)
 
@@ -143,4 +144,4 @@ def test_classes_are_never_mixed_and_directions_stay_unit(height, width):
 def test_nearest_pixels_are_those_under_the_centre():
     how = fit(np.zeros((80, 96, 3), np.uint8), (40, 48))[1]
     ids = np.random.default_rng(1).integers(0, 255, (40, 48), dtype=np.uint8)
-    assert (how.back(ids, is_class=True) == np.repeat(np.repeat(ids, 2, 0), 2, 1)).all()
+    assert (how.back(ids, ClassMap()) == np.repeat(np.repeat(ids, 2, 0), 2, 1)).all()

@@ -5,9 +5,12 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from fgmoe_dist.data import layouts
-from fgmoe_dist.data.layouts import merge_person_parts, open_layout, read_id_list, region_boundary
+from fgmoe_dist.data.layouts import open_layout, read_id_list
+from fgmoe_dist.data.layouts.base import thin
+from fgmoe_dist.data.layouts.nyud import NYU_40
+from fgmoe_dist.data.layouts.pascal import NORMALS_LABELMAP_IDS, PARTS_7, PERSON, VOC_21, merge_person_parts
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.metrics.boundary.regions import region_boundary
 from tests.archives import obj, save, save_parts, write_nyud, write_pascal
 
 ID = "2008_000001"
@@ -24,9 +27,9 @@ def pascal(tmp_path):
 
 
 def test_the_class_lists_have_the_fields_lengths():
-    assert (len(layouts.NYU_40), len(layouts.VOC_21), len(layouts.PARTS_7)) == (40, 21, 7)
-    assert layouts.VOC_21[layouts.PERSON] == "person" and layouts.NYU_40[39] == "otherprop"
-    assert len(layouts.NORMALS_LABELMAP_IDS) == len(set(layouts.NORMALS_LABELMAP_IDS.tolist()))
+    assert (len(NYU_40), len(VOC_21), len(PARTS_7)) == (40, 21, 7)
+    assert VOC_21[PERSON] == "person" and NYU_40[39] == "otherprop"
+    assert len(NORMALS_LABELMAP_IDS) == len(set(NORMALS_LABELMAP_IDS.tolist()))
 
 
 def test_nyud_semseg_shifts_by_one_and_ignores_unlabelled(nyud):
@@ -69,17 +72,6 @@ def test_nyud_edge_and_its_thinned_region_boundary(nyud):
     assert np.unique(np.nonzero(sample["boundary"])[1]).tolist() == [6, 8]
 
 
-def test_region_boundary_against_a_loop():
-    region_HW = np.random.default_rng(0).integers(0, 3, (7, 9))
-    truth_HW = np.zeros((7, 9), bool)
-    for y in range(7):
-        for x in range(9):
-            for dy, dx in ((0, 1), (1, 0), (1, 1)):
-                if y + dy < 7 and x + dx < 9:
-                    truth_HW[y, x] |= region_HW[y, x] != region_HW[y + dy, x + dx]
-    np.testing.assert_array_equal(region_boundary(region_HW), truth_HW)
-
-
 def test_the_samples_of_both_archives_have_what_the_contract_says(nyud, pascal):
     for dataset, root, id_ in (("nyud", nyud, "0006"), ("pascal", pascal, "2008_000003")):
         layout = open_layout(dataset, root)
@@ -98,8 +90,8 @@ def test_pascal_edges_are_the_thinned_laplacian_of_the_label_map(pascal):
     padded = np.pad(labelmap_HW, 1, mode="reflect")
     laplacian_HW = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * labelmap_HW
     sample = open_layout("pascal", pascal).read(ID)
-    np.testing.assert_array_equal(sample["edge"], layouts.thin(laplacian_HW != 0))
-    np.testing.assert_array_equal(sample["boundary"], layouts.thin(region_boundary(labelmap_HW)))
+    np.testing.assert_array_equal(sample["edge"], thin(laplacian_HW != 0))
+    np.testing.assert_array_equal(sample["boundary"], thin(region_boundary(labelmap_HW)))
     assert 0 < sample["edge"].sum() < (laplacian_HW != 0).sum()
 
 

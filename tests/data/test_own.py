@@ -1,19 +1,25 @@
 """A described data set: what each encoding means, what may be missing, and the way through shards to batches."""
 
+import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-from fgmoe_dist.data.augment import TrainTransform
+from fgmoe_dist.data.augment import EvalTransform, TrainTransform, train_transform, unpad
+from fgmoe_dist.data.images import Fit
 from fgmoe_dist.data.layouts import open_layout
-from fgmoe_dist.data.shards import build_shards, verify_shards
+from fgmoe_dist.data.settings import Data
+from fgmoe_dist.data.shards import build_shards, dump_sample, verify_shards
+from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import evaluation_samples, train_batches
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tasks import create_tasks
+from fgmoe_dist.tasks.labelling import KNOWN_KEYS
 from tests.archives import save
 
 EXAMPLE = Path(__file__).parents[2] / "configs/datasets/example.yaml"
@@ -24,7 +30,8 @@ HW = (6, 8)
 def kitchen(tmp_path):
     """The example's folders with four images; only `a` has every label, and only `b` is a JPEG."""
     root = tmp_path / "kitchen"
-    for folder in ("images", "lists", "semseg", "parts", "salient", "normals", "depth", "regions"):
+    folders = "images lists semseg parts salient normals depth regions material reflection disparity albedo creases"
+    for folder in folders.split():
         (root / folder).mkdir(parents=True)
     (root / "lists/train.txt").write_text("a\nb\nc\n")
     (root / "lists/val.txt").write_text("d\n")
@@ -41,6 +48,13 @@ def kitchen(tmp_path):
     region = np.full(HW, 300, np.uint16)
     region[:, 4:] = 700
     Image.fromarray(region).save(root / "regions/a.png")
+    save(root / "material/a.png", np.tile([0, 1, 2, 3, 254, 255, 0, 1], (6, 1)))
+    save(root / "reflection/a.png", np.tile([0, 127, 128, 255, 0, 0, 0, 0], (6, 1)))
+    Image.fromarray(np.tile([0, 16, 40, 65535], (6, 2)).astype(np.uint16)).save(root / "disparity/a.png")
+    save(root / "albedo/a.png", np.tile([[255, 0, 51], [0, 0, 0], [102, 153, 204], [0, 0, 255]] * 2, (6, 1, 1)))
+    crease_HW = np.zeros(HW)
+    crease_HW[:, 2:5] = 255
+    save(root / "creases/a.png", crease_HW)
     (root / "kitchen.yaml").write_text(EXAMPLE.read_text())
     return root
 
@@ -55,7 +69,11 @@ def _change(root, change):
 def test_the_example_means_what_its_comments_say(kitchen):
     layout = open_layout(kitchen / "kitchen.yaml")
     assert (layout.dataset, layout.splits, layout.ids("val")) == ("kitchen", ("train", "val"), ["d"])
-    assert layout.classes == {"semseg": ("wall", "floor", "table", "cup"), "human_parts": ("background", "arm", "hand")}
+    assert layout.classes == {
+        "semseg": ("wall", "floor", "table", "cup"),
+        "human_parts": ("background", "arm", "hand"),
+        "material": ("wood", "metal", "glass"),
+    }
     sample = layout.read("a")
     assert sample["semseg"][0].tolist() == [255, 0, 1, 2, 3, 255, 0, 0]
     assert sample["human_parts"][0].tolist() == [0, 1, 1, 2, 255, 255, 0, 0]
@@ -69,18 +87,38 @@ def test_the_example_means_what_its_comments_say(kitchen):
     assert np.unique(np.nonzero(sample["boundary"])[1]).tolist() == [3]
 
 
+def test_tasks_of_ones_own_mean_what_the_example_says(kitchen):
+    layout = open_layout(kitchen / "kitchen.yaml")
+    assert layout.tasks[6:] == ("material", "reflection", "disparity", "albedo", "creases")
+    assert layout.definitions == {
+        "material": {"kind": "classes"},
+        "reflection": {"kind": "binary"},
+        "disparity": {"kind": "scalar", "unit": "px", "metric": "rmse", "scales": "proportional"},
+        "albedo": {"kind": "vectors", "channels": 3, "unit": False, "range": [0.0, 1.0], "metric": "rmse"},
+        "creases": {"kind": "boundary", "max_dist": 0.01},
+    }
+    sample = layout.read("a")
+    assert sample["material"][0].tolist() == [0, 1, 2, 255, 255, 255, 0, 1]
+    assert sample["reflection"][0].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert sample["disparity"].dtype == sample["albedo"].dtype == np.float32
+    np.testing.assert_array_equal(sample["disparity"][0, :4], [np.nan, 1, 2.5, 65535 / 16])
+    truth = [[1, 0, 0.2], [np.nan] * 3, [0.4, 0.6, 0.8], [0, 0, 1]]
+    np.testing.assert_allclose(sample["albedo"][0, :4], truth, rtol=1e-6)
+    assert sample["creases"][0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
+    assert sample["creases_boundary"].sum(axis=1)[1:-1].tolist() == [1] * 4  # thinned
+
+
 def test_labels_that_are_not_there_are_absent_and_give_no_loss(kitchen, tmp_path):
     layout = open_layout(kitchen / "kitchen.yaml")
     assert layout.read("b").keys() == {"id", "image"} and layout.read("d").keys() == {"id", "image", "semseg"}
     shardset = build_shards(layout, "train", tmp_path / "train", workers=1)
     assert verify_shards(tmp_path / "train") == []
-    transform = TrainTransform((8, 8), (0.5,) * 3, (0.5,) * 3, layout.tasks)
+    names = [name for name in layout.tasks if name in KNOWN_KEYS]
+    transform = TrainTransform((8, 8), (0.5,) * 3, (0.5,) * 3, names)
     batch = next(
-        train_batches(
-            shardset, layout.tasks, batch_size=3, micro_batch_size=3, rank=0, world=1, seed=0, transform=transform
-        )
+        train_batches(shardset, names, batch_size=3, micro_batch_size=3, rank=0, world=1, seed=0, transform=transform)
     )
-    for task in create_tasks(layout.tasks, shardset):
+    for task in create_tasks(names, shardset):
         for index, id_ in enumerate(batch["id"]):
             prediction = torch.randn(1, task.channels, 8, 8, requires_grad=True)
             loss = task.loss(prediction, batch[task.name][index : index + 1])
@@ -91,10 +129,14 @@ def test_labels_that_are_not_there_are_absent_and_give_no_loss(kitchen, tmp_path
 
 
 def test_any_subset_of_the_tasks_goes_through_shards(kitchen, tmp_path):
-    path = _change(kitchen, lambda values: [values["tasks"].pop(task) for task in ("semseg", "normals", "edge", "sal")])
+    left_out = ("semseg", "normals", "edge", "sal", "material", "reflection", "albedo")
+    path = _change(kitchen, lambda values: [values["tasks"].pop(task) for task in left_out])
     layout = open_layout(path)
     shardset = build_shards(layout, "train", tmp_path / "train")
-    assert shardset.tasks == ("human_parts", "depth") and shardset.shards[0].name == "kitchen-train-000000.tar"
+    assert (
+        shardset.tasks == ("human_parts", "depth", "creases", "disparity")
+        and shardset.shards[0].name == "kitchen-train-000000.tar"
+    )
     for sample, _ in evaluation_samples(shardset, shardset.tasks, transform=lambda sample: sample["image"]):
         truth = layout.read(sample["id"])
         assert sample.keys() == truth.keys()
@@ -154,6 +196,44 @@ def test_a_list_of_patterns_takes_the_first_that_exists(kitchen):
         (lambda v: v["tasks"]["depth"].update(unit=0), "tasks.depth.unit: Input should be greater than 0"),
         (lambda v: v["tasks"]["depth"].update(file="dpth/{id}.png"), "tasks.depth.file dpth/{id}.png: no image of any"),
         (lambda v: v.update(tasks={}), "tasks is empty"),
+        (lambda v: v["tasks"].update(sensei={"file": "x"}), r"tasks\.sensei: no such task.*needs a kind: classes \|"),
+        (lambda v: v["tasks"].update(semsg={"file": "x"}), r"tasks\.semsg: no such task \(do you mean semseg\?\)"),
+        (
+            lambda v: v["tasks"].update(joints={"kind": "keypoints", "file": "x"}),
+            "tasks.joints.kind: no kind 'keypoints'; use classes",
+        ),
+        (
+            lambda v: v["tasks"]["disparity"].update(kind="scaler"),
+            r"tasks\.disparity\.kind: no kind 'scaler' \(do you mean scalar\?\)",
+        ),
+        (
+            lambda v: v["tasks"]["depth"].update(kind="classes"),
+            "tasks.depth.kind: depth is of kind scalar, not classes",
+        ),
+        (
+            lambda v: v["tasks"]["depth"].update(factor=2),
+            "tasks.depth: give the metres .* as unit or as factor, not both",
+        ),
+        (lambda v: v["tasks"]["disparity"].update(unit=2), "tasks.disparity: unit is the number 2 and factor is given"),
+        (lambda v: v["tasks"]["disparity"].update(scales="up"), "tasks.disparity.scales: Input should be 'none'"),
+        (lambda v: v["tasks"]["albedo"].update(range=[1, 0]), "tasks.albedo: range: give the lowest value"),
+        (lambda v: v["tasks"]["albedo"].update(invalid=[0]), "tasks.albedo: invalid: give one value for each of the 3"),
+        (lambda v: v["tasks"]["albedo"].update(unit=True), "tasks.albedo: unit: directions have"),
+        (lambda v: v["tasks"]["material"].update(classes=[]), "tasks.material.classes: name 1 to 65535"),
+        (
+            lambda v: v["tasks"]["semseg"].update(first=65535),
+            "tasks.semseg: first: the last class would be value 65538",
+        ),
+        (
+            lambda v: v["tasks"].update(image=v["tasks"].pop("mask", v["tasks"]["reflection"])),
+            "task 'image': give another",
+        ),
+        (lambda v: v["tasks"].update(boundary=v["tasks"]["reflection"]), "task 'boundary' has the name of the ground"),
+        (lambda v: v["tasks"].update({"My Task": v["tasks"]["reflection"]}), "task 'My Task': give another name"),
+        (
+            lambda v: (v["tasks"]["semseg"].update(clases=[1]), v["tasks"]["depth"].update(unit=0), v.pop("splits")),
+            r"splits: Field required; tasks\.depth\.unit: Input.*; tasks\.semseg\.clases: no such key",
+        ),
         (lambda v: v.update(name="My Kitchen"), "name: String should match"),
         (lambda v: v.update(root="nowhere"), "root .*nowhere is no folder"),
         (lambda v: v["splits"].update(train="train.txt"), "cannot read the id list .*train.txt"),
@@ -174,3 +254,156 @@ def test_values_without_a_class_and_unknown_splits_are_named(kitchen):
         layout.ids("test")
     with pytest.raises(UserError, match="needs a root"):
         open_layout("nyud")
+
+
+def test_a_description_of_known_tasks_says_what_it_always_said(kitchen):
+    """What `index.json` of a set that was built before tasks were open was made with: it must still be known."""
+    values = {
+        "name": "kitchen",
+        "root": ".",
+        "image": {"file": "images/{id}.png"},
+        "splits": {"train": "lists/train.txt"},
+        "tasks": {
+            "depth": {"kind": "scalar", "file": "depth/{id}.png", "unit": "1e-3"},  # 1e-3 is a word to YAML
+            "semseg": {"file": ["semseg/{id}.png"], "classes": ["wall", "cup"], "first": 1},
+            "sal": None,
+        },
+    }
+    (kitchen / "old.yaml").write_text(yaml.safe_dump(values))
+    layout = open_layout(kitchen / "old.yaml")
+    assert layout.meaning() == (
+        '{"name":"kitchen","image":{"file":"images/{id}.png"},"splits":{"train":"lists/train.txt"},"tasks":{"semseg":'
+        '{"file":["semseg/{id}.png"],"classes":["wall","cup"],"first":1,"ignore":[255]},"human_parts":null,"sal":null,'
+        '"normals":null,"depth":{"file":"depth/{id}.png","unit":0.001,"invalid":[0.0]},"edge":null}}'
+    )
+    assert layout.tasks == ("semseg", "depth") and layout.definitions == {}
+    values["tasks"]["depth"] = {"file": "depth/{id}.png", "factor": 0.001}
+    (kitchen / "old.yaml").write_text(yaml.safe_dump(values))
+    assert open_layout(kitchen / "old.yaml").meaning() == layout.meaning()
+
+
+def test_the_definitions_travel_with_the_shards_and_batches_follow_them(kitchen, tmp_path):
+    layout = open_layout(kitchen / "kitchen.yaml")
+    build_shards(layout, "train", tmp_path / "train", samples_per_shard=1)
+    index = json.loads((tmp_path / "train/index.json").read_text())
+    assert index["definitions"] == layout.definitions
+    assert index["encodings"]["disparity"] == "npy: float32 [H, W] px, NaN = invalid"
+    assert index["encodings"]["albedo"] == "npy: uint8 [H, W, 3], 0 + 1 x / 255; or float32, NaN = invalid"
+    assert index["encodings"]["creases_boundary"] == "png: uint8 [H, W], 255 = ignore"
+    shardset = ShardSet.open(tmp_path / "train")
+    assert shardset.definitions == layout.definitions and shardset.labels == layout.labels
+    assert verify_shards(tmp_path / "train") == []
+    truth = layout.read("a")
+    samples = {s["id"]: s for s, _ in evaluation_samples(shardset, shardset.tasks, transform=lambda s: s["image"])}
+    assert samples["a"].keys() == truth.keys()
+    for key in truth.keys() - {"id"}:
+        np.testing.assert_array_equal(samples["a"][key], truth[key])
+        assert samples["a"][key].dtype == truth[key].dtype
+    assert {path.name for path in dump_sample(tmp_path / "train", "a", tmp_path / "dump")} >= {"a.creases_boundary.npy"}
+    data = Data(image_size=(12, 16), augment=False)
+    transform = train_transform(data, (0.5,) * 3, (0.5,) * 3, shardset.tasks, shardset.labels)
+    batch = next(
+        train_batches(
+            shardset, shardset.tasks, batch_size=3, micro_batch_size=3, rank=0, world=1, seed=0, transform=transform,
+            workers=1,
+        )
+    )  # fmt: skip
+    place = batch["id"].index("a")
+    for task in shardset.tasks:
+        value = batch[task][place].numpy()
+        inner = np.moveaxis(unpad(value, HW), 0, -1) if value.ndim == 3 else unpad(value, HW)
+        np.testing.assert_array_equal(inner, truth[task])  # nothing is rounded, whatever the kind
+        assert value.dtype == (np.float32 if task in ("depth", "normals", "disparity", "albedo") else np.int64)
+        label = shardset.labels[task]
+        assert label.valid(batch[task])[place].sum() == label.valid(truth[task]).sum()
+        absent = batch["id"].index("c")
+        assert not label.valid(batch[task])[absent].any()
+
+
+def test_vectors_from_arrays_and_pictures_of_any_depth(kitchen):
+    def change(values):
+        albedo = {**values["tasks"]["albedo"], "invalid": None}
+        values["tasks"]["albedo"] = albedo
+        values["tasks"]["deep"] = {**albedo, "file": "deep/{id}.png", "range": [-1, 3]}
+        values["tasks"]["many"] = {"kind": "vectors", "file": "many/{id}.npy", "channels": 5, "range": [0, 9]}
+        values["tasks"]["one"] = {"kind": "vectors", "file": "one/{id}.npy", "channels": 1}
+        values["tasks"]["way"] = {"kind": "vectors", "file": "way/{id}.npy", "channels": 2, "unit": True}
+
+    for folder in ("deep", "many", "one", "way"):
+        (kitchen / folder).mkdir()
+    deep_HWC = np.zeros((*HW, 3), np.uint16)
+    deep_HWC[0, 0] = [65535, 0, 13107]
+    cv2.imwrite(str(kitchen / "deep/a.png"), deep_HWC[..., ::-1])
+    many_HWC = np.ones((*HW, 5)) * [0, 1, 2, 3, 9]
+    many_HWC[0, 0, 2] = np.nan
+    np.save(kitchen / "many/a.npy", many_HWC)
+    np.save(kitchen / "one/a.npy", np.full(HW, 0.25))
+    np.save(kitchen / "way/a.npy", np.tile([[3.0, 4.0], [0, 0]], (6, 4, 1)))
+    layout = open_layout(_change(kitchen, change))
+    assert layout.definitions["way"] == {"kind": "vectors", "channels": 2, "unit": True, "metric": "mean"}
+    stored, sample = layout.stored("a"), layout.read("a")
+    assert stored["albedo"].dtype == np.uint8  # every pixel has a colour: eight bits will do
+    np.testing.assert_allclose(sample["albedo"][0, :2], [[1, 0, 0.2], [0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(sample["deep"][0, :2], [[3, -1, -0.2], [-1, -1, -1]], rtol=1e-6)
+    assert np.isnan(sample["many"][0, 0]).all() and sample["many"][0, 1].tolist() == [0, 1, 2, 3, 9]
+    assert sample["one"].shape == (*HW, 1) and (sample["one"] == 0.25).all()
+    np.testing.assert_allclose(sample["way"][0, :2], [[0.6, 0.8], [np.nan, np.nan]])
+    np.save(kitchen / "many/a.npy", np.full((*HW, 5), 9.5))
+    with pytest.raises(UserError, match=r"many/a.npy holds value 9.5, outside range \[0, 9\]"):
+        layout.read("a")
+    np.save(kitchen / "many/a.npy", np.zeros((17, 2)))  # keypoints
+    with pytest.raises(UserError, match=r"many/a.npy has shape \(17, 2\), not \[H, W, 5\]: save one vector a pixel"):
+        layout.read("a")
+    save(kitchen / "albedo/a.png", np.zeros(HW))
+    with pytest.raises(UserError, match=r"albedo/a.png is uint8 of 1 channels, not 3"):
+        layout.read("a")
+
+
+@pytest.mark.parametrize(("count", "ignore"), [(255, 255), (256, 65535), (1000, 65535)])
+@pytest.mark.parametrize("task", ["semseg", "species"])
+def test_more_classes_than_eight_bits_hold(kitchen, tmp_path, task, count, ignore):
+    """Class 255 of 256 is a class like any other, from the file to the batch."""
+    label_HW = np.tile(np.array([0, 254, 255, count - 1, count, 65535, 7, 8], np.uint16), (6, 1))
+    Image.fromarray(label_HW).save(kitchen / "semseg/a.png")
+
+    def change(values):
+        section = {"file": "semseg/{id}.png", "classes": [f"c{n}" for n in range(count)], "ignore": "others"}
+        values["tasks"] = {task: section if task == "semseg" else {"kind": "classes", **section}}
+
+    layout = open_layout(_change(kitchen, change))
+    truth = [value if value < count else ignore for value in label_HW[0].tolist()]
+    sample = layout.read("a")
+    assert sample[task].dtype == (np.uint8 if count == 255 else np.uint16) and sample[task][0].tolist() == truth
+    shardset = build_shards(layout, "train", tmp_path / "train")
+    assert verify_shards(tmp_path / "train") == [] and shardset.labels[task].ignore == ignore
+    found = {
+        s["id"]: s
+        for s, _ in evaluation_samples(shardset, [task], transform=EvalTransform(HW, (0.5,) * 3, (0.5,) * 3), workers=1)
+    }
+    np.testing.assert_array_equal(found["a"][task], sample[task])
+    transform = TrainTransform(
+        HW, (0.5,) * 3, (0.5,) * 3, [task], scale_range=(1, 1), flip=False, labels=shardset.labels
+    )
+    batch = next(
+        train_batches(shardset, [task], batch_size=3, micro_batch_size=3, rank=0, world=1, seed=0, transform=transform)
+    )
+    assert batch[task].dtype == torch.int64 and batch[task][batch["id"].index("a"), 0].tolist() == truth
+    assert (batch[task][batch["id"].index("b")] == ignore).all()
+    prediction_HW = np.minimum(sample[task], count - 1)
+    assert prediction_HW.dtype == shardset.labels[task].dtype
+    back_HW = Fit(HW, HW).back(prediction_HW, shardset.labels[task])
+    np.testing.assert_array_equal(back_HW, prediction_HW)
+
+
+def test_the_default_ignore_follows_the_number_of_classes(kitchen):
+    def change(values):
+        values["tasks"] = {"semseg": {"file": "semseg/{id}.png", "classes": [f"c{n}" for n in range(300)]}}
+
+    layout = open_layout(_change(kitchen, change))
+    Image.fromarray(np.full(HW, 65535, np.uint16)).save(kitchen / "semseg/a.png")
+    assert (layout.read("a")["semseg"] == 65535).all()
+    Image.fromarray(np.full(HW, 255, np.uint16)).save(kitchen / "semseg/a.png")
+    assert (layout.read("a")["semseg"] == 255).all()
+    Image.fromarray(np.full(HW, 300, np.uint16)).save(kitchen / "semseg/a.png")
+    with pytest.raises(UserError, match="holds value 300, which is no class"):
+        layout.read("a")

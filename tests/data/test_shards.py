@@ -10,7 +10,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from fgmoe_dist.data import shards as shards_module
+from fgmoe_dist.data import shard_writer
 from fgmoe_dist.data.layouts import open_layout
 from fgmoe_dist.data.shards import build_shards, dump_sample, verify_shards
 from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
@@ -95,21 +95,21 @@ def test_webdataset_itself_reads_the_shards(built):
 
 
 def test_an_interrupted_build_goes_on(nyud, built, tmp_path, monkeypatch):
-    write, count = shards_module.write_atomically, iter(range(100))
+    write, count = shard_writer.write_atomically, iter(range(100))
 
     def break_off(path, data):
         if next(count) == 2:  # the plan and the first shard are written
             raise KeyboardInterrupt
         write(path, data)
 
-    monkeypatch.setattr(shards_module, "write_atomically", break_off)
+    monkeypatch.setattr(shard_writer, "write_atomically", break_off)
     with pytest.raises(KeyboardInterrupt):
         build_shards(nyud, "train", tmp_path / "b", samples_per_shard=2)
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["nyud-train-000000.tar", "plan.json"]
     kept = (tmp_path / "b" / "nyud-train-000000.tar").stat().st_mtime_ns
     with pytest.raises(UserError, match="unfinished build"):
         build_shards(nyud, "val", tmp_path / "b", samples_per_shard=2)
-    monkeypatch.setattr(shards_module, "write_atomically", write)
+    monkeypatch.setattr(shard_writer, "write_atomically", write)
     (tmp_path / "b" / ".nyud-train-000001.tar.77.part").write_bytes(b"half")  # what SIGKILL would leave
     build_shards(nyud, "train", tmp_path / "b", samples_per_shard=2)
     assert (tmp_path / "b" / "nyud-train-000000.tar").stat().st_mtime_ns == kept

@@ -8,14 +8,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fgmoe_dist.config import load_config
 from fgmoe_dist.data.augment import FeatureTransform, TrainTransform
-from fgmoe_dist.data.shards import verify_shards
+from fgmoe_dist.data.layouts import open_layout
+from fgmoe_dist.data.shards import build_shards, verify_shards
 from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.encoders.features import build_features, check_cache, made_with
 from fgmoe_dist.errors import UserError
+from tests.archives import save
 from tests.ranks import run_ranks
 from tests.runs import Runs, this_rank, trainer_on_rank
 
@@ -95,6 +98,39 @@ def test_a_cache_is_a_whole_set_of_views(home, cache):
     one, other = (_sample(view[0]) for view in features.cache.views)
     assert one["features"].dtype == np.float16 and one["features"].shape == (4 * 192 * 7 * 9,)
     assert not np.array_equal(one["features"], other["features"])
+
+
+def test_labels_of_any_kind_are_cached(home, tmp_path):
+    """Cached and uncached streams of the same views agree bit for bit, whatever the data set defines."""
+    for folder in ("images", "tint", "species", "heat"):
+        (tmp_path / folder).mkdir()
+    rng = np.random.default_rng(0)
+    for id_ in "abcd":
+        save(tmp_path / f"images/{id_}.png", rng.integers(0, 256, (90, 110, 3)))
+        save(tmp_path / f"tint/{id_}.png", rng.integers(0, 256, (90, 110, 3)))
+        Image.fromarray(rng.integers(0, 400, (90, 110)).astype(np.uint16)).save(tmp_path / f"species/{id_}.png")
+        np.save(tmp_path / f"heat/{id_}.npy", rng.normal(size=(90, 110)))
+    tasks = {
+        "tint": {"kind": "vectors", "file": "tint/{id}.png"},
+        "species": {"kind": "classes", "file": "species/{id}.png", "classes": [f"s{n}" for n in range(400)]},
+        "heat": {"kind": "scalar", "file": "heat/{id}.npy", "scales": "proportional"},
+    }
+    (tmp_path / "ids.txt").write_text("a b c d")
+    description = {"name": "own", "image": {"file": "images/{id}.png"}, "splits": {"train": "ids.txt"}, "tasks": tasks}
+    (tmp_path / "own.yaml").write_text(json.dumps(description))
+    images = build_shards(open_layout(tmp_path / "own.yaml"), "train", tmp_path / "train")
+    config = home.config(data__train=tmp_path / "train")
+    features = build_features(config, tmp_path / "features", VIEWS)
+    assert features.definitions == images.definitions != {} and verify_shards(tmp_path / "features") == []
+    cached = FeatureTransform(config.data.image_size, tasks, features.cache.levels_Chw, features.labels)
+    plain = TrainTransform(config.data.image_size, (0.5,) * 3, (0.5,) * 3, tasks, labels=images.labels)
+    options = {"batch_size": 4, "micro_batch_size": 4, "rank": 0, "world": 1, "seed": 0}
+    one = train_batches(features, list(tasks), transform=cached, **options)
+    other = train_batches(images, list(tasks), transform=plain, views=VIEWS, **options)
+    for batch, truth in itertools.islice(zip(one, other), 4):
+        assert batch["id"] == truth["id"]
+        for task in tasks:
+            torch.testing.assert_close(batch[task], truth[task], rtol=0, atol=0, equal_nan=True)
 
 
 def _sample(shard):

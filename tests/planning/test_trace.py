@@ -10,11 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgmoe_dist.config import build_config
-from fgmoe_dist.data.augment import empty_labels
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.model import create_model
 from fgmoe_dist.planning.trace import AnyDataset, count
+from fgmoe_dist.tasks.labelling import KNOWN_KEYS
 from tests.runs import SETTINGS
 
 PRODUCTS = ("matmul", "attention", "conv1x1", "conv3x3", "conv1x1_backward", "conv3x3_backward")
@@ -67,7 +67,7 @@ def run_for_real(config) -> dict[str, float]:
 
     with forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         predictions = model.decoder(levels).predictions
-        labels = {task: empty_labels(task, len(image), config.data.image_size) for task in config.tasks}
+        labels = {task: KNOWN_KEYS[task].empty(len(image), config.data.image_size) for task in config.tasks}
         loss = sum(task.loss(predictions[task.name], labels[task.name]) for task in model.tasks)
     with backward:
         loss.backward()

@@ -22,7 +22,7 @@ from fgmoe_dist.rooms.render import Renderer, _within_patches
 from fgmoe_dist.rooms.scene import Room
 from fgmoe_dist.rooms.streams import SPLITS, stream
 from fgmoe_dist.rooms.textures import Painter
-from fgmoe_dist.rooms.write import boundaries, salient
+from fgmoe_dist.rooms.write import salient
 from fgmoe_dist.verbs import rooms as verb
 
 SMALL = (48, 64)
@@ -256,11 +256,6 @@ def test_a_lamp_lights_what_faces_it_and_a_box_throws_a_shadow():
 
 
 # ------------------------------------------------------------------------------------------- files
-
-
-def test_boundaries_by_hand():
-    region = np.array([[1, 1, 2], [1, 1, 2], [3, 3, 3]])
-    assert boundaries(region).tolist() == [[False, True, False], [True, True, True], [False, False, False]]
 
 
 def _digest(root):

@@ -45,9 +45,9 @@ def pixels(*columns):
 def test_a_class_knows_without_a_data_set_what_its_instances_know():
     for task in create_tasks(list(TASKS), SIX):
         kind = TASKS[task.name]
-        for fact in ("name", "title", "headline", "lower_is_better", "headline_scale", "kind", "unit"):
+        for fact in ("name", "title", "headline", "lower_is_better", "headline_scale", "unit"):
             assert getattr(kind, fact) == getattr(task, fact), (task.name, fact)
-        assert kind.kind in KINDS and task.headline == next(iter(task.meter().compute()))
+        assert kind.label.kind in KINDS and task.headline == next(iter(task.meter().compute()))
 
 
 def test_the_sum_over_tasks_is_of_like_sizes():

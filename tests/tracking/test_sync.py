@@ -20,15 +20,6 @@ from tests.tracking.stores import PICTURE, client, history, names_of, pictures, 
 pytest.importorskip("mlflow")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A folder whose sqlite file has its tables already: making them takes seconds."""
-    folder = tmp_path_factory.mktemp("runs")
-    with start(RunFolder(folder / "first")):
-        pass
-    return folder
-
-
 def record(folder: RunFolder, steps=(10, 20), uri="none", **changes) -> RunFolder:
     """A run that has come to its end."""
     with start(folder, uri=uri, **changes) as run:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fgmoe_dist.config import build_config
-from fgmoe_dist.data.codec import keys_of
+from fgmoe_dist.data.codec import keys_of, native_sample
 from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import evaluation_samples
 from fgmoe_dist.errors import UserError
@@ -79,11 +79,8 @@ def test_saved_predictions_score_the_same(pascal_runs, pascal_shards, alone):
         for shard in shards.shards
         for id_, entries in read_shard(shard).items()
     ]
-    from fgmoe_dist.data.codec import native
-
     assert len(samples) == IMAGES
-    for sample in samples:
-        sample = {key: value if key == "id" else native(key, value) for key, value in sample.items()}
+    for sample in map(native_sample, samples):
         for name, meter in meters.items():
             (path,) = (pascal_runs.root / "predictions1" / name).glob(f"{sample['id']}.*")
             read = np.load(path) if path.suffix == ".npy" else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

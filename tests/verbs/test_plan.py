@@ -78,7 +78,7 @@ def test_thousands_of_gpus(plan):
         (["--machine", "/nowhere.json"], "fgmoe bench machine"),
         (["--gpus-per-node", "4", "--ep-size", "3"], "possible: 1, 2, 4"),
         (["--gpus-per-node", "3"], "train.batch_size=4 is not a multiple"),
-        (["--memory-gib", "0.001"], "no ep_size fits into 0.00 GiB a rank"),
+        (["--memory-gib", "0.001"], "no ep_size fits into 0.00 GiB per rank"),
     ],
 )
 def test_mistakes_are_told_with_the_cure(arguments, told, tmp_path, monkeypatch):

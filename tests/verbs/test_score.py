@@ -232,7 +232,7 @@ def test_it_starts_without_torch():
     """Two seconds a start, and as much again in every worker."""
     program = (
         "import sys, fgmoe_dist.tasks, fgmoe_dist.verbs.score, fgmoe_dist.evaluation.score_files\n"
-        "import fgmoe_dist.reports.page, fgmoe_dist.data.own\n"
+        "import fgmoe_dist.reports.page, fgmoe_dist.data.layouts.own\n"
         "sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -19,15 +19,6 @@ from tests.tracking.stores import PICTURE, client, history, names_of, pictures, 
 mlflow = pytest.importorskip("mlflow")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A folder whose sqlite file has its tables already: making them takes seconds."""
-    folder = tmp_path_factory.mktemp("runs")
-    with start(RunFolder(folder / "first")):
-        pass
-    return folder
-
-
 def test_a_run_is_recorded(store):
     folder, settings = RunFolder(store / "whole"), {"experts": {"top_k": 4, "split": 2}, "tasks": ["depth"]}
     with start(folder, settings, tags={"world": "2"}, model={"total": 7}, encoder={"source": "none"}) as run:

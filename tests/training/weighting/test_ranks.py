@@ -196,11 +196,15 @@ def layouts_of(world: int, precision: str) -> list[Layout]:
     return [Layout(world, ep_size, stage, precision) for ep_size in sizes for stage in stages]
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("world", [pytest.param(1, marks=SLOW), 2, pytest.param(4, marks=SLOW)])
 def test_a_step_of_pcgrad_is_the_papers_on_every_layout(world):
     check(layouts_of(world, "fp32"), gradients=1e-6, weights=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_and_in_bf16_as_near_as_its_rounding(world):
     check(layouts_of(world, "bf16"), gradients=3e-2, weights=6e-3)

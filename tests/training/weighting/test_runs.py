@@ -18,6 +18,7 @@ from fgmoe_dist.training.weighting.base import Around, Seen, Weighting, Weightin
 from tests.ranks import run_ranks
 from tests.runs import Runs, train_on_rank
 
+SLOW = pytest.mark.slow
 STEPS, BREAK = 5, 3
 # Without edges no boundary matching. The balance loss is a micro-batch's own, so other splits would change it.
 FEW = dict(tasks="[semseg, depth, normals]", train__steps=STEPS, train__poly_power=0, experts__balance_weight=0)
@@ -39,7 +40,7 @@ def curves(lines: list[dict]) -> dict[str, list[float]]:
     return {name: [line[name] for line in lines] for name in names}
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", [pytest.param("uncertainty", marks=SLOW), pytest.param("dwa", marks=SLOW), "pcgrad"])
 def test_every_layout_trains_as_one_rank(runs, kind):
     one = curves(runs.train("one", 1, **FEW, **METHODS[kind]))
     factors = {name: values for name, values in one.items() if name.startswith("weight/")}
@@ -52,7 +53,10 @@ def test_every_layout_trains_as_one_rank(runs, kind):
 
 
 # An epoch of two steps is under way where the run breaks.
-@pytest.mark.parametrize("settings", [*METHODS.values(), METHODS["dwa"] | {"train__weighting__every": 2}])
+LONG = METHODS["dwa"] | {"train__weighting__every": 2}
+
+
+@pytest.mark.parametrize("settings", [LONG, *(pytest.param(settings, marks=SLOW) for settings in METHODS.values())])
 def test_a_resumed_run_is_the_unbroken_one(runs, settings):
     unbroken = runs.train("unbroken", 2, parallel__ep_size=2, **FEW, **settings)
     runs.train("broken", 2, parallel__ep_size=2, **{**FEW, "train__steps": BREAK}, **settings)
@@ -68,10 +72,20 @@ def test_a_method_that_was_not_there_before_starts_where_the_run_goes_on(runs):
     assert lines[1]["weight/depth"] == pytest.approx(0.5 * 2.718281828459045**0.5)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_gradients(runs):
     plain = curves(runs.train("plain", 2, parallel__ep_size=2, **FEW, **METHODS["pcgrad"]))
     again = dict(parallel__ep_size=2, train__activation_checkpointing=True)
     assert curves(runs.train("again", 2, **again, **FEW, **METHODS["pcgrad"])) == plain
+
+
+@pytest.mark.slow
+def test_deepspeeds_own_layers_are_walked_loss_by_loss_too(runs):
+    fused = curves(runs.train("fused", 2, parallel__ep_size=2, **FEW, **METHODS["pcgrad"]))
+    stock = dict(parallel__ep_size=2, experts__backend="deepspeed", experts__shared_gate="none")
+    other = curves(runs.train("stock", 2, **stock, **FEW, **METHODS["pcgrad"]))
+    for name, values in fused.items():
+        assert other[name] == pytest.approx(values, rel=2e-4), name
 
 
 # A method from outside.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.evaluation.scores_file import read_scores
+from fgmoe_dist.evaluation.scores_json import read_scores
 from fgmoe_dist.files import write_json
 
 

@@ -1,0 +1,195 @@
+"""What a reader of a data set promises, and what the readers of its files share.
+
+What the labels of the field's two archives mean follows the public code of the MTI-Net, ATRC, InvPT and MLoRE line,
+which all read them. What those compute anew at every access (edges, merged parts, masked normals) is computed here, and
+the shard builder calls it once for each image. Thinning is `skimage.morphology.thin`, as there.
+
+Shapes: H, W native size; C = 3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fgmoe_dist.data import codec
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import Label
+from fgmoe_dist.tasks.labelling import labels_of
+
+
+class Layout:
+    """An archive on disk: which images there are, and the labels of each.
+
+    Subclasses say where the files lie and what they mean. Instances are cheap, hold no open file and can be sent to
+    other processes.
+
+    Attributes:
+        dataset: its name, in shard names and messages.
+        tasks: that it has labels for.
+        classes: the names of the classes of each task that has some.
+        boundary_max_dist: matching radius of odsF as a share of the image diagonal.
+        definitions: of each task that is none of the six known ones: its kind of label and its options
+            (docs/contracts.md).
+        splits: that it has lists of ids for.
+        folder, id_lists, needs: the archive's own folder, where in it the lists of ids lie, and what it must hold.
+    """
+
+    dataset: str
+    tasks: tuple[str, ...]
+    classes: Mapping[str, tuple[str, ...]]
+    boundary_max_dist: float
+    definitions: Mapping[str, Mapping[str, Any]] = {}
+    splits = ("train", "val")
+    folder: str
+    id_lists: str
+    needs: tuple[str, ...]
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self._check_root()
+
+    @cached_property
+    def labels(self) -> dict[str, Label]:
+        """The label of every key of a sample: of each task, and of what evaluation reads beside it."""
+        return labels_of(self.tasks, self.classes, self.definitions)
+
+    def ids(self, split: str) -> list[str]:
+        """The image ids of a split, in the archive's order.
+
+        Raises:
+            UserError: no such split or list, an empty list, an id twice, or one that no shard could hold.
+        """
+        self._check_split(split)
+        return read_id_list(self.root / self.id_lists / f"{split}.txt")
+
+    def image_path(self, id_: str) -> Path:
+        """Where the image of an id lies."""
+        raise NotImplementedError
+
+    def read_labels(self, id_: str) -> dict[str, np.ndarray]:
+        """The stored form (see `codec`) of every label that an image has, without the image."""
+        raise NotImplementedError
+
+    def files(self, id_: str) -> list[Path]:
+        """Files whose sizes tell one state of the data set from another; the first is the image."""
+        return [self.image_path(id_)]
+
+    def meaning(self) -> str:
+        """What else decides the labels' values, as a line of text."""
+        return ""
+
+    def image(self, id_: str) -> np.ndarray:
+        """The image, uint8 [H, W, 3] RGB."""
+        return read_picture(self.image_path(id_), "RGB")
+
+    def stored(self, id_: str) -> dict[str, np.ndarray]:
+        """Image and labels in their stored form, all of one size.
+
+        Raises:
+            UserError: a file is missing, damaged, of the wrong size, or holds values outside its range.
+        """
+        image_HWC = self.image(id_)
+        sample = {"image": image_HWC}
+        for key, array in self.read_labels(id_).items():
+            try:
+                codec.check(key, array, image_HWC.shape[:2], self.labels)
+            except codec.CodecError as error:
+                raise UserError(f"{self.root}: image {id_}: {error}; repair or remove that file") from error
+            sample[key] = array
+        return sample
+
+    def read(self, id_: str) -> dict:
+        """The sample as docs/contracts.md has it: native resolution, normals as unit vectors, `id` included."""
+        return {"id": id_, **codec.native_sample(self.stored(id_), self.labels)}
+
+    def _check_split(self, split: str) -> None:
+        if split not in self.splits:
+            raise UserError(f"split is {split!r}: use one of {', '.join(self.splits)}")
+
+    def _check_root(self) -> None:
+        if not self.root.is_dir():
+            raise UserError(f"data set root {self.root} is no folder: give the unpacked {self.folder} archive")
+        if all((self.root / name).is_dir() for name in self.needs):
+            return
+        if all((self.root / self.folder / name).is_dir() for name in self.needs):
+            raise UserError(f"data set root {self.root} is one folder too high: give {self.root / self.folder}")
+        missing = [name for name in self.needs if not (self.root / name).is_dir()]
+        raise UserError(
+            f"{self.root} is no {self.folder} archive: it lacks {', '.join(missing)}; give the folder that holds them"
+        )
+
+
+def read_id_list(path: str | Path) -> list[str]:
+    """Image ids of a text file, one a line.
+
+    Raises:
+        UserError: unreadable or empty file, an id twice, or an id with other characters than letters, digits, _ and -.
+    """
+    path = Path(path)
+    try:
+        ids = path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the id list {path}: {error}") from error
+    if not ids:
+        raise UserError(f"the id list {path} is empty: put one image id on each line")
+    seen: set[str] = set()
+    for id_ in ids:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", id_):
+            raise UserError(f"the id list {path} has {id_!r}: an id is letters, digits, _ and - (no extension)")
+        if id_ in seen:
+            raise UserError(f"the id list {path} has {id_} twice: remove one")
+        seen.add(id_)
+    return ids
+
+
+def thin(mask_HW: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] of 0 and 1: the mask thinned to convergence."""
+    from skimage.morphology import thin as skimage_thin  # a second to import, and only builders need it
+
+    return skimage_thin(mask_HW).astype(np.uint8)
+
+
+class named:
+    """Turns whatever a reader raises about a file into one line that names the file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        if not self.path.is_file():
+            raise UserError(f"{self.path} is missing: unpack the archive again, or take its id off the list")
+        if self.path.stat().st_size == 0:
+            raise UserError(f"{self.path} is 0 bytes long: unpack the archive again, or take its id off the list")
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError)):
+            raise UserError(f"{self.path} cannot be read ({str(error).splitlines()[0]}); replace that file") from error
+
+
+def read_picture(path: Path, mode: str | None) -> np.ndarray:
+    """uint8 pixels of a picture. Without a mode, a palette picture gives its indices, as label maps need."""
+    with named(path), Image.open(path) as picture:
+        return np.array(picture if mode is None or picture.mode == mode else picture.convert(mode))
+
+
+def read_label_map(path: Path, allowed: range | tuple[int, ...]) -> np.ndarray:
+    """uint8 [H, W] label ids as they are in the file, all of them among `allowed`."""
+    label_HW = read_picture(path, None)
+    if label_HW.ndim != 2 or label_HW.dtype != np.uint8:
+        raise UserError(f"{path} is {label_HW.dtype} {label_HW.shape}, not one 8-bit channel; replace that file")
+    strange = np.setdiff1d(np.unique(label_HW), np.array(allowed))
+    if strange.size:
+        raise UserError(f"{path} holds label {strange[0]}, outside {allowed[0]}..{allowed[-1]}; replace that file")
+    return label_HW
+
+
+def read_binary(path: Path) -> np.ndarray:
+    """uint8 [H, W] of 0 and 1 from a 0..255 picture: x / 255 > 0.5."""
+    return (read_picture(path, "L") > 127).astype(np.uint8)

@@ -1,0 +1,381 @@
+"""What a described data set says of one task: where its files lie and what their values mean, a section for each kind.
+
+Each section reads a file into the stored form of its kind of label (`fgmoe_dist/labels`). The six known tasks have
+sections of their own where their labels mean one thing only; any other task names its kind. A kind of label that files
+can hold is a subclass of `Section` here, and a line in `SECTIONS`.
+
+Shapes: H, W native size; C components of a vector.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Union
+
+import cv2
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fgmoe_dist.data.layouts.base import named, read_picture, thin
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import IGNORE, ClassMap
+from fgmoe_dist.labels.boundary import truth_key
+from fgmoe_dist.labels.classes import MOST_CLASSES
+from fgmoe_dist.labels.vectors import MOST_CHANNELS, mark_invalid
+from fgmoe_dist.metrics.boundary.regions import region_boundary
+
+BOUNDARY_MAX_DIST = 0.0075  # PASCAL-Context's
+MOST_VALUES = 65536  # of a picture of 16 bits
+Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
+Value = Annotated[int, Field(ge=0, lt=MOST_VALUES)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Files(Part):
+    """Where the file of an image lies: a pattern with {id}, or several, of which the first that exists counts."""
+
+    file: Union[str, list[str]]
+
+    @field_validator("file")
+    @classmethod
+    def _has_id(cls, value: Union[str, list[str]]) -> Union[str, list[str]]:
+        if not value or any("{id}" not in pattern for pattern in listed(value)):
+            raise ValueError("write {id} where the image's id stands, as in labels/{id}.png")
+        return value
+
+    def find(self, root: Path, id_: str) -> Path | None:
+        """The file of an image, or None if there is none."""
+        paths = (root / pattern.replace("{id}", id_) for pattern in listed(self.file))
+        return next((path for path in paths if path.is_file()), None)
+
+
+class Section(Files):
+    """The files of one task's labels, and what is in them."""
+
+    kind: ClassVar[str]
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The names of the classes, if there are classes."""
+        return None
+
+    def definition(self) -> dict[str, Any]:
+        """What `index.json` says of a task that is none of the six (docs/contracts.md)."""
+        return {"kind": self.kind}
+
+    def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
+        """The stored form of the label in a file, by key: `task`, and what else comes of it."""
+        raise NotImplementedError
+
+
+class Classes(Section):
+    """A picture of class numbers, as `semseg` and `human_parts` are."""
+
+    classes: Union[list[str], dict[str, Union[Value, list[Value]]]]
+    first: Value = 0
+    ignore: Union[list[Value], Literal["others"]] = Field(
+        default_factory=lambda known: [ClassMap(len(known.get("classes", "1"))).ignore]
+    )
+
+    kind = "classes"
+
+    @field_validator("classes")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if not 1 <= len(value) <= MOST_CLASSES:
+            raise ValueError(f"name 1 to {MOST_CLASSES} classes")
+        return value
+
+    @model_validator(mode="after")
+    def _within_16_bits(self) -> Classes:
+        if isinstance(self.classes, list) and self.first + len(self.classes) > MOST_VALUES:
+            raise ValueError(f"first: the last class would be value {self.first + len(self.classes) - 1}, above 65535")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.classes)
+
+    def table(self) -> np.ndarray:
+        """int32 [65536]: the class of a value in the file, -1 refused."""
+        ignore = ClassMap(len(self.classes)).ignore
+        table = np.full(MOST_VALUES, ignore if self.ignore == "others" else -1, np.int32)
+        if self.ignore != "others":
+            table[self.ignore] = ignore
+        for number, name in enumerate(self.classes):
+            values = self.classes[name] if isinstance(self.classes, dict) else self.first + number
+            table[values] = number
+        return table
+
+    def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
+        value_HW = _one_channel(path)
+        label_HW = self.table()[value_HW]
+        if (label_HW < 0).any():
+            raise UserError(
+                f"{path} holds value {value_HW[label_HW < 0][0]}, which is no class: name it under classes or ignore"
+            )
+        return {task: label_HW.astype(ClassMap(len(self.classes)).dtype)}
+
+
+class Mask(Section):
+    """`sal`: a picture that is bright on what stands out, or of labels 0, 1 and 255 = ignore."""
+
+    encoding: Literal["mask", "labels"] = "mask"
+
+    kind = "binary"
+
+    def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
+        value_HW = _one_channel(path)
+        if self.encoding == "mask":
+            return {task: (value_HW > np.iinfo(value_HW.dtype).max // 2).astype(np.uint8)}
+        strange = np.setdiff1d(value_HW, (0, 1, IGNORE))
+        if strange.size:
+            raise UserError(f"{path} holds value {strange[0]}: encoding labels has 0, 1 and 255; is it a mask?")
+        return {task: value_HW.astype(np.uint8)}
+
+
+class Edges(Mask):
+    """`edge`: a mask, labels, or a map of region numbers whose boundaries are the edges."""
+
+    encoding: Literal["mask", "labels", "regions"] = "mask"  # type: ignore[assignment]
+    max_dist: float = Field(BOUNDARY_MAX_DIST, gt=0, lt=1)
+
+    kind = "boundary"
+
+    def definition(self) -> dict[str, Any]:
+        return {**super().definition(), "max_dist": self.max_dist}
+
+    def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
+        if self.encoding == "regions":  # as PASCAL-Context has them
+            region_HW = _one_channel(path)
+            edge_HW = thin(cv2.Laplacian(region_HW.astype(np.float64), cv2.CV_64F) != 0)
+            return {task: edge_HW, truth_key(task): thin(region_boundary(region_HW))}
+        edge_HW = super().read(task, path)[task]
+        return {task: edge_HW, truth_key(task): thin(edge_HW == 1)}
+
+
+class Depth(Section):
+    """`depth`: an .npy array or a picture of 8 or 16 bits, times `unit` metres (`factor` is another name for it)."""
+
+    unit: float = Field(1.0, gt=0)
+    invalid: list[float] = [0]
+
+    kind = "scalar"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _factor(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "factor" not in values:
+            return values
+        if "unit" in values:
+            raise ValueError("give the metres of a stored unit as unit or as factor, not both")
+        return {"unit" if key == "factor" else key: value for key, value in values.items()}
+
+    def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
+        return {task: _numbers(path, self.unit, self.invalid, positive=True)}
+
+
+class Scalar(Section):
+    """One number a pixel: an .npy array or a picture of 8 or 16 bits, times `factor`.
+
+    `unit` is the name of the values' unit; a number there is a factor, as for `depth`. `scales` is that of
+    `labels.ScalarMap`. What is not finite is invalid, and so are the values of `invalid`, as they are in the file.
+    """
+
+    unit: str = ""
+    factor: float = Field(1.0, gt=0)
+    metric: str = "rmse"
+    scales: Literal["none", "inverse", "proportional"] = "none"
+    invalid: list[float] = []
+
+    kind = "scalar"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_as_unit(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or (factor := _as_number(values.get("unit"))) is None:
+            return values
+        if "factor" in values:
+            raise ValueError(f"unit is the number {factor:g} and factor is given too: let unit be the unit's name")
+        return {**{key: value for key, value in values.items() if key != "unit"}, "factor": factor}
+
+    def definition(self) -> dict[str, Any]:
+        return {**super().definition(), "unit": self.unit, "metric": self.metric, "scales": self.scales}
+
+    def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
+        return {task: _numbers(path, self.factor, self.invalid)}
+
+
+class Normals(Section):
+    """`normals`: RGB with n = 2x/255 - 1 and (0, 0, 0) = invalid, or an .npy of vectors, NaN or zero = invalid.
+
+    `axes` says what the file's three channels are, seen from the camera: x right, y down or up as one likes, but the
+    same everywhere, for a flip turns x around.
+    """
+
+    axes: tuple[Axis, Axis, Axis] = ("x", "y", "z")
+
+    kind = "vectors"
+
+    @field_validator("axes")
+    @classmethod
+    def _each_once(cls, value: tuple[Axis, Axis, Axis]) -> tuple[Axis, Axis, Axis]:
+        if sorted(axis[-1] for axis in value) != ["x", "y", "z"]:
+            raise ValueError("name each of x, y, z once")
+        return value
+
+    def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
+        order = [[axis[-1] for axis in self.axes].index(axis) for axis in "xyz"]
+        minus = np.array([self.axes[channel].startswith("-") for channel in order])
+        if path.suffix == ".npy":
+            unit_HWC = _unit(_vectors(path, 3))
+            return {task: unit_HWC[..., order] * np.where(minus, np.float32(-1), np.float32(1))}
+        rgb_HWC = read_picture(path, "RGB")
+        ordered_HWC = rgb_HWC[..., order]
+        return {task: mark_invalid(np.where(minus, 255 - ordered_HWC, ordered_HWC), rgb_HWC.any(-1))}
+
+
+class Vectors(Section):
+    """`channels` numbers a pixel: a picture, or an .npy [H, W, C]; NaN = invalid.
+
+    With `unit` they are directions, coded as `normals` are, x first. Else they are free components, which a flip does
+    not change: an .npy has the values themselves, and a picture's darkest to brightest are `range`. `invalid` is the
+    one value of a pixel, all channels of it as they are in the file, that says it has no label.
+    """
+
+    channels: int = Field(3, ge=1, le=MOST_CHANNELS)
+    unit: bool = False
+    range: tuple[float, float] = (0.0, 1.0)
+    metric: str = Field(default_factory=lambda known: "mean" if known.get("unit") else "rmse")
+    invalid: list[float] | None = None
+
+    kind = "vectors"
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Vectors:
+        if not self.range[0] < self.range[1]:
+            raise ValueError("range: give the lowest value and a higher one")
+        if self.unit and (self.channels < 2 or self.invalid is not None or "range" in self.model_fields_set):
+            raise ValueError("unit: directions have 2 channels or more, and neither range nor invalid")
+        if self.invalid is not None and len(self.invalid) != self.channels:
+            raise ValueError(f"invalid: give one value for each of the {self.channels} channels")
+        return self
+
+    def definition(self) -> dict[str, Any]:
+        span = {} if self.unit else {"range": list(self.range)}
+        return {**super().definition(), "channels": self.channels, "unit": self.unit, **span, "metric": self.metric}
+
+    def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
+        value_HWC = _vectors(path, self.channels) if path.suffix == ".npy" else _colours(path, self.channels)
+        return {task: self._directions(value_HWC, path) if self.unit else self._components(value_HWC, path)}
+
+    @staticmethod
+    def _directions(value_HWC: np.ndarray, path: Path) -> np.ndarray:
+        if value_HWC.dtype == np.uint16:
+            raise UserError(f"{path} has 16 bits a channel: save directions with 8 bits, or as .npy")
+        return value_HWC if value_HWC.dtype == np.uint8 else _unit(value_HWC)
+
+    def _components(self, value_HWC: np.ndarray, path: Path) -> np.ndarray:
+        """uint8 as it is where every pixel has a label, else float32."""
+        low, high = self.range
+        if value_HWC.dtype == np.uint8 and self.invalid is None:
+            return value_HWC
+        valid_HW = np.isfinite(value_HWC).all(-1)
+        if self.invalid is not None:
+            valid_HW &= (value_HWC != np.array(self.invalid)).any(-1)
+        if np.issubdtype(value_HWC.dtype, np.unsignedinteger):
+            value_HWC = low + value_HWC * ((high - low) / np.iinfo(value_HWC.dtype).max)
+        elif (outside_HWC := valid_HW[..., None] & ((value_HWC < low) | (value_HWC > high))).any():
+            value = value_HWC[outside_HWC][0]
+            raise UserError(f"{path} holds value {value:g}, outside range [{low:g}, {high:g}]: correct range")
+        return np.where(valid_HW[..., None], value_HWC, np.nan).astype(np.float32)
+
+
+SECTIONS: dict[str, type[Section]] = {section.kind: section for section in (Classes, Mask, Scalar, Vectors, Edges)}
+
+# The tasks that need not name their kind, in the order of the shards' keys.
+KNOWN_SECTIONS: dict[str, type[Section]] = {
+    "semseg": Classes,
+    "human_parts": Classes,
+    "sal": Mask,
+    "normals": Normals,
+    "depth": Depth,
+    "edge": Edges,
+}
+
+
+def listed(value: str | list[str]) -> list[str]:
+    """One pattern or several, as a list."""
+    return [value] if isinstance(value, str) else value
+
+
+def _as_number(value: Any) -> float | None:
+    """A YAML number, which YAML itself takes for a word where it is written as 1e-3."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _numbers(path: Path, factor: float, invalid: list[float], positive: bool = False) -> np.ndarray:
+    """float32 [H, W] of a file's values times `factor`; NaN where invalid, or 0 if only what is positive is valid."""
+    value_HW = _array(path) if path.suffix == ".npy" else _one_channel(path)
+    valid_HW = np.isfinite(value_HW) & ~np.isin(value_HW, invalid)
+    if positive:
+        valid_HW &= value_HW > 0
+    return np.where(valid_HW, value_HW * factor, 0 if positive else np.nan).astype(np.float32)
+
+
+def _array(path: Path) -> np.ndarray:
+    with named(path):
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+            raise ValueError("no array of numbers")
+        return array
+
+
+def _vectors(path: Path, channels: int) -> np.ndarray:
+    """float32 [H, W, C] of an .npy; [H, W] will do for one channel."""
+    vector_HWC = _array(path).astype(np.float32)
+    if vector_HWC.ndim == 2 and channels == 1:
+        return vector_HWC[..., None]
+    if vector_HWC.ndim != 3 or vector_HWC.shape[-1] != channels:
+        raise UserError(f"{path} has shape {vector_HWC.shape}, not [H, W, {channels}]: save one vector a pixel")
+    return vector_HWC
+
+
+def _unit(vector_HWC: np.ndarray) -> np.ndarray:
+    """Vectors of unit length, NaN where there is no direction."""
+    length_HW1 = np.linalg.norm(vector_HWC, axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(length_HW1 > 1e-6, vector_HWC / length_HW1, np.float32(np.nan))
+
+
+def _colours(path: Path, channels: int) -> np.ndarray:
+    """uint8 or uint16 [H, W, C] of a picture, red first. Pillow would cut 16 bits a channel to 8 and say nothing."""
+    with named(path):
+        value_HWC = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        if value_HWC is None:
+            raise ValueError("no readable picture")
+    value_HWC = value_HWC.reshape(*value_HWC.shape[:2], -1)
+    found = value_HWC.shape[-1]
+    if found != channels or value_HWC.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{path} is {value_HWC.dtype} of {found} channels, not {channels} of 8 or 16 bits; replace it")
+    return value_HWC[..., [2, 1, 0, *range(3, found)]] if found >= 3 else value_HWC
+
+
+def _one_channel(path: Path) -> np.ndarray:
+    """uint8 or uint16 [H, W] as stored: of a palette picture the indices."""
+    value_HW = read_picture(path, None)
+    if value_HW.dtype == np.int32:  # how Pillow reads some 16-bit pictures
+        value_HW = value_HW.astype(np.uint16)
+    if value_HW.dtype == bool:
+        value_HW = value_HW.astype(np.uint8) * np.uint8(255)
+    if value_HW.ndim != 2 or value_HW.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{path} is {value_HW.dtype} {value_HW.shape}, not one channel of 8 or 16 bits; replace it")
+    return value_HW

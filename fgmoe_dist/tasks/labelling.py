@@ -1,0 +1,59 @@
+"""The labels of a data set: those of the registered tasks, and those that the data set says of its own.
+
+Nothing that handles data tells tasks apart by their names: it asks the label of a key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import KINDS, Label, by_key
+from fgmoe_dist.tasks.registry import TASKS
+
+RESERVED = ("id", "image", "features")  # keys of samples and batches that are no labels
+
+
+# Of the registered tasks, which mean the same in every data set: what functions of single samples take where nobody
+# says which data set they are of.
+KNOWN_KEYS = by_key({name: task.label for name, task in TASKS.items()})
+
+
+def labels_of(
+    tasks: Iterable[str],
+    classes: Mapping[str, Sequence[str]],
+    definitions: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Label]:
+    """The labels of a data set, by key of a sample.
+
+    Args:
+        tasks: that it has labels for.
+        classes: the names of the classes of each task that has some.
+        definitions: the kind and the options of every task that is not registered, as `index.json` has them.
+
+    Raises:
+        UserError: a name that no key may have, a task that nothing defines, or a definition that makes no sense.
+    """
+    labels = {}
+    for task in tasks:
+        if task in RESERVED or not re.fullmatch("[a-z][a-z0-9_]*", task):
+            raise UserError(f"task {task!r}: give another name, of a-z, 0-9 and _, but not {', '.join(RESERVED)}")
+        try:
+            label = TASKS[task].label if task in TASKS else _defined(task, (definitions or {}).get(task))
+            labels[task] = label.with_classes(classes.get(task))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"task {task}: {error}") from error
+    return by_key(labels)
+
+
+def _defined(task: str, definition: object) -> Label:
+    if not isinstance(definition, Mapping):
+        raise UserError(f"task {task!r} is none of {', '.join(TASKS)}: the data set must define its kind of label")
+    kind = definition.get("kind")
+    if kind not in KINDS:
+        raise UserError(f"task {task}: its kind of label is {kind!r}: use one of {', '.join(KINDS)}")
+    return KINDS[kind].of(definition)
