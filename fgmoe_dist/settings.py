@@ -56,13 +56,17 @@ def _fault(wanted: set[Any], value: Any) -> str | None:
     return "is empty; name a folder or a file" if value == "" and Path in wanted else None
 
 
-def explain_validation(mistakes: Iterable[Mistake], model: type[BaseModel], all_keys: str) -> list[str]:
+def explain_validation(
+    mistakes: ValidationError | Iterable[Mistake], model: type[BaseModel], all_keys: str, above: str = ""
+) -> list[str]:
     """A line for each mistake that `validate` found in some values: the key, the value, what is wrong with it.
 
     Args:
         all_keys: ends the line of a key that is like no key there is: where all are to be seen.
+        above: the key that the values stand under in their file.
     """
-    return list(dict.fromkeys(_explain(mistake, model, all_keys) for mistake in mistakes))
+    found = mistakes.errors() if isinstance(mistakes, ValidationError) else mistakes
+    return list(dict.fromkeys(_explain(mistake, model, all_keys, above) for mistake in found))
 
 
 def location(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -99,20 +103,28 @@ def _family(kind: type[BaseModel]) -> list[type[BaseModel]]:
     return [kind, *(one for heir in kind.__subclasses__() for one in _family(heir))]
 
 
-def _explain(entry: Mistake, model: type[BaseModel], all_keys: str) -> str:
-    key, kind = ".".join(map(str, location(model, entry["loc"]))), entry["type"]
+def _explain(entry: Mistake, model: type[BaseModel], all_keys: str, above: str) -> str:
+    inner, kind = ".".join(map(str, location(model, entry["loc"]))), entry["type"]
+    if kind == "missing" and isinstance(entry["loc"][-1], int):  # of a list with so many values
+        inner, kind = inner.rpartition(".")[0], "too_short"
+    key = _joined(above, inner)
     if kind == "extra_forbidden":
-        near = _nearest_key(key, model)
-        return f"{key}: no such key" + (f"; did you mean {near}?" if near else f"; {all_keys}")
+        near = _nearest_key(inner, model)
+        return f"{key}: no such key; " + (f"did you mean {_joined(above, near)}?" if near else all_keys)
     if kind == "union_tag_invalid":
         tag, given = entry["ctx"]["discriminator"].strip("'"), entry["ctx"]
-        return f"{key}.{tag}={given['tag']!r}: there are {given['expected_tags']}"
-    if kind == "missing" and isinstance(entry["loc"][-1], int):  # of a list with so many values
-        key, kind = key.rpartition(".")[0], "too_short"
-    told = _told(kind, entry, _field(model, key.split(".")))
+        return f"{_joined(key, tag)}={given['tag']!r}: there are {given['expected_tags']}"
+    told = _told(kind, entry, _field(model, inner.split(".")))
+    told = f"{told[0].lower()}{told[1:]}"
+    if not key:
+        return told
     # What a section lacks, or a rule for all of it, is not told by printing the section.
     value = "" if isinstance(entry["input"], dict) else f"={entry['input']!r}"
-    return f"{key}{value}: {told[0].lower()}{told[1:]}"
+    return f"{key}{value}: {told}"
+
+
+def _joined(*keys: str) -> str:
+    return ".".join(filter(None, keys))
 
 
 def _told(kind: str, entry: Mistake, field: FieldInfo | None) -> str:
@@ -125,7 +137,6 @@ def _told(kind: str, entry: Mistake, field: FieldInfo | None) -> str:
     plain = {
         "dict_type": "give a mapping, key: value",
         "model_type": "is a section, whose keys stand below it",
-        "list_type": "give a list",
         "tuple_type": "give a list",
         "bool_parsing": "give true or false",
         "bool_type": "give true or false",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Optional, Union
 
 import pytest
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fgmoe_dist.settings import Section, explain_validation, known_keys, location, validate
 
@@ -69,6 +69,19 @@ def test_mistakes_are_told_by_key(values, lines):
     assert len(found) == len(lines)
     for line, start in zip(found, lines):
         assert line.startswith(start)
+
+
+def test_values_may_stand_below_a_key_of_their_file():
+    with pytest.raises(ValidationError) as error:
+        Drawer.model_validate({"width": "x", "nmaes": []})
+    assert explain_validation(error.value, Drawer, "see the manual", above="tables.kitchen") == [
+        "tables.kitchen.width='x': input should be a valid integer, unable to parse string as an integer",
+        "tables.kitchen.nmaes: no such key; did you mean tables.kitchen.names?",
+    ]
+    with pytest.raises(ValidationError) as error:
+        Drawer.model_validate({"width": 10})
+    assert explain_validation(error.value, Drawer, "", above="drawer") == ["drawer: too wide for any table"]
+    assert explain_validation(error.value, Drawer, "") == ["too wide for any table"]
 
 
 def test_keys_of_every_kind_are_known():

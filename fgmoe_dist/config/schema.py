@@ -15,10 +15,9 @@ from fgmoe_dist.decoders.base import DecoderSettings, Routed, Surroundings
 from fgmoe_dist.decoders.fgmoe import FGMoESettings
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.settings import Section
-from fgmoe_dist.training.weighting import WEIGHTING
-from fgmoe_dist.training.weighting.base import WeightingSettings
-from fgmoe_dist.training.weighting.fixed import FixedSettings
-
+from fgmoe_dist.weighting import WEIGHTING
+from fgmoe_dist.weighting.base import WeightingSettings
+from fgmoe_dist.weighting.fixed import FixedSettings
 
 # What nobody means: a number beyond is a slip of the finger, and would end in the machine's memory or in no end at all.
 MOST_STEPS, MOST_IMAGES = 10**12, 2**24
@@ -36,7 +35,9 @@ class Encoder(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the frozen encoder's weights and features; auto: as train.precision"
     )
-    taps: Optional[list[Annotated[int, Field(ge=0, lt=10_000)]]] = Field(None, description="tapped blocks, counted from 0; null: four, evenly spaced")
+    taps: Optional[list[Annotated[int, Field(ge=0, lt=10_000)]]] = Field(
+        None, description="tapped blocks, counted from 0; null: four, evenly spaced"
+    )
 
 
 class Train(Section):
@@ -68,7 +69,9 @@ class Train(Section):
     activation_checkpointing: bool = Field(False, description="recompute a decoder's blocks in backward")
     log_every: int = Field(20, ge=1, le=MOST_STEPS, description="steps between log lines")
     checkpoint_every: int = Field(1000, ge=0, le=MOST_STEPS, description="steps between checkpoints; 0: only the last")
-    evaluate_every: int = Field(0, ge=0, le=MOST_STEPS, description="steps between evaluations; 0: only after the last step")
+    evaluate_every: int = Field(
+        0, ge=0, le=MOST_STEPS, description="steps between evaluations; 0: only after the last step"
+    )
     keep_checkpoints: int = Field(2, ge=1, le=1_000_000, description="latest checkpoints kept, besides the best")
     pictures: int = Field(4, ge=0, le=1_000_000, description="validation images drawn at each evaluation")
 

@@ -26,6 +26,9 @@ class Data(Section):
         (0.5, 2.0), description="[lowest, highest] random scale of the training crop"
     )
     views: int = Field(
-        0, ge=0, le=1_000_000, description="fixed augmented views of each image, one an epoch in turn; 0: augmented anew each time"
+        0,
+        ge=0,
+        le=1_000_000,
+        description="fixed augmented views of each image, one an epoch in turn; 0: augmented anew each time",
     )
     max_bad_samples: int = Field(0, ge=0, description="unreadable samples a rank passes over, with a warning each")

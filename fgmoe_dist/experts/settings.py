@@ -16,9 +16,12 @@ MOST_EXPERTS, MOST_HIDDEN = 2**20, 2**22
 
 
 class Experts(Section):
-    count: int = Field(4, ge=1, le=MOST_EXPERTS, description="N, unsplit routed experts a task")
+    count: int = Field(4, ge=1, le=MOST_EXPERTS, description="N, unsplit routed experts per task")
     split: int = Field(
-        4, ge=1, le=MOST_EXPERTS, description="m, parts each expert's hidden dimension is split into; N*m routed fine experts a task"
+        4,
+        ge=1,
+        le=MOST_EXPERTS,
+        description="m, parts each expert's hidden dimension is split into; N*m routed fine experts per task",
     )
     hidden: int = Field(
         256, ge=1, le=MOST_HIDDEN, description="H, hidden size of an unsplit expert; a fine expert has H/m"
@@ -31,7 +34,7 @@ class Experts(Section):
         "token", description="who chooses experts. token: each token for itself; image: all tokens of an image together"
     )
     top_k: int = Field(4, ge=1, le=MOST_EXPERTS, description="k, routed fine experts a token is sent to")
-    shared: int = Field(1, ge=0, le=MOST_EXPERTS, description="K_s, always-on fine experts a task")
+    shared: int = Field(1, ge=0, le=MOST_EXPERTS, description="K_s, always-on fine experts per task")
     global_experts: int = Field(
         2, ge=0, le=MOST_EXPERTS, description="global experts of hidden size H, mixed by feature and task; 0: none"
     )
@@ -44,7 +47,10 @@ class Experts(Section):
     )
     balance_weight: float = Field(0.003, ge=0, description="a1, weight of the load-balance loss sum f_i P_i")
     groups: int = Field(
-        0, ge=0, le=MOST_EXPERTS, description="groups of a task's experts that share a device, in order; 0: as many as parallel.ep_size"
+        0,
+        ge=0,
+        le=MOST_EXPERTS,
+        description="groups of a task's experts that share a device, in order; 0: as many as parallel.ep_size",
     )
     device_balance_weight: float = Field(
         0.0, ge=0, description="a2, weight of the load-balance loss over groups of experts"
@@ -59,7 +65,10 @@ class Experts(Section):
         description="balancing without a loss: step of each expert's bias for selection; 0: none (fused only)",
     )
     max_ranks_per_token: int = Field(
-        0, ge=0, le=MOST_EXPERTS, description="groups of experts, and so ranks, that a token may go to; 0: no limit (fused only)"
+        0,
+        ge=0,
+        le=MOST_EXPERTS,
+        description="groups of experts, and so ranks, that a token may go to; 0: no limit (fused only)",
     )
     capacity_factor: float = Field(
         0.0,
@@ -69,7 +78,7 @@ class Experts(Section):
     noise: float = Field(0.0, ge=0, description="standard deviation of the noise on training logits")
     backend: str = Field(
         "fused",
-        description="fused: one dispatch for all tasks; deepspeed, fairscale: those libraries' layers, one a task",
+        description="fused: one dispatch for all tasks; deepspeed, fairscale: those libraries' layers, one per task",
     )
     kernel: str = Field(
         "auto", description="how a rank computes its experts: auto, reference, cpu, grouped, triton (fused only)"
@@ -77,7 +86,7 @@ class Experts(Section):
 
     @property
     def routed(self) -> int:
-        """N', routed fine experts a task."""
+        """N', routed fine experts per task."""
         return self.count * self.split
 
     @property
