@@ -65,8 +65,21 @@ def explain_validation(
         all_keys: ends the line of a key that is like no key there is: where all are to be seen.
         above: the key that the values stand under in their file.
     """
-    found = mistakes.errors() if isinstance(mistakes, ValidationError) else mistakes
+    found = mistakes.errors() if isinstance(mistakes, ValidationError) else list(mistakes)
+    found = _without_other_kinds([(location(model, mistake["loc"]), mistake) for mistake in found])
     return list(dict.fromkeys(_explain(mistake, model, all_keys, above) for mistake in found))
+
+
+def _without_other_kinds(found: list[tuple[tuple, Mistake]]) -> list[Mistake]:
+    """Without what says only that a value is not of another kind that its key could hold: no list, for a mapping."""
+
+    def is_idle(keys: tuple, mistake: Mistake) -> bool:
+        others = [(other, each["type"]) for other, each in found if each is not mistake and other[: len(keys)] == keys]
+        return mistake["type"].endswith("_type") and any(
+            len(other) > len(keys) or not kind.endswith("_type") for other, kind in others
+        )
+
+    return [mistake for keys, mistake in found if not is_idle(keys, mistake)]
 
 
 def location(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -119,8 +132,12 @@ def _explain(entry: Mistake, model: type[BaseModel], all_keys: str, above: str) 
     if not key:
         return told
     # What a section lacks, or a rule for all of it, is not told by printing the section.
-    value = "" if isinstance(entry["input"], dict) else f"={entry['input']!r}"
+    value = "" if isinstance(entry["input"], dict) else f"={_shortened(repr(entry['input']))}"
     return f"{key}{value}: {told}"
+
+
+def _shortened(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[: most - 20]} ... {text[-15:]}"
 
 
 def _joined(*keys: str) -> str:
@@ -208,7 +225,7 @@ def _is_model(kind: Any) -> bool:
 def _is_named(kind: Any, name: int | str) -> bool:
     """Whether pydantic means `kind` by `name`: a model by its class, or by the value of the field that tells it."""
     if not _is_model(kind):
-        return False
+        return get_origin(kind) is not None and str(name).startswith(f"{get_origin(kind).__name__}[")
     fields = (field.annotation for field in kind.model_fields.values())
     return kind.__name__ == name or any(get_origin(a) is Literal and name in get_args(a) for a in fields)
 
