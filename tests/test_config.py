@@ -270,8 +270,10 @@ def issubclass_of_section(annotation) -> bool:
 def test_flat_names_are_those_of_set():
     flat = flatten(Config().model_dump(mode="json"))
     assert flat["experts.top_k"] == 4 and flat["tasks"] == ["semseg", "depth", "normals", "edge"]
-    assert "train.loss_weights" not in flat and len(flat) == sum(
+    fields = sum(
         len(f.annotation.model_fields) for f in Config.model_fields.values() if issubclass_of_section(f.annotation)
     )
+    empty = {"train.loss_weights", "experts.balance_losses"}
+    assert not empty & set(flat) and len(flat) + len(empty) == fields + 1, "`tasks` is in no section"
     weighted = build_config({"train": {"loss_weights": {"depth": 2}}}).model_dump(mode="json")
     assert flatten(weighted) == {**flat, "train.loss_weights.depth": 2.0}
