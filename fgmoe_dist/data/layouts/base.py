@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fgmoe_dist.data import codec
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import UserError, first_line
 from fgmoe_dist.labels import Label
 from fgmoe_dist.tasks.labelling import labels_of
 
@@ -170,7 +170,7 @@ class named:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError)):
-            raise UserError(f"{self.path} cannot be read ({str(error).splitlines()[0]}); replace that file") from error
+            raise UserError(f"{self.path} cannot be read ({first_line(error)}); replace that file") from error
 
 
 def read_picture(path: Path, mode: str | None) -> np.ndarray:
