@@ -24,9 +24,9 @@ from fgmoe_dist.tasks import Task
 from fgmoe_dist.training.batches import Samples, ShardSamples
 from fgmoe_dist.training.engines import Engine, load_engine
 from fgmoe_dist.training.schedule import learning_rate
-from fgmoe_dist.training.weighting import create_weighting
-from fgmoe_dist.training.weighting.base import Around
-from fgmoe_dist.training.weighting.weighing import Weighing
+from fgmoe_dist.weighting import create_weighting
+from fgmoe_dist.weighting.base import Around
+from fgmoe_dist.weighting.weighing import Weighing
 
 
 @dataclass
