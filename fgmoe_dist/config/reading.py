@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from fgmoe_dist.config.rules import conflicts, list_problems
 from fgmoe_dist.config.schema import BY_KIND, Config, config_class
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.settings import Section, explain_validation, location
 
 
@@ -64,7 +65,7 @@ def _settings_of_kind(values: dict[str, Any], keys: tuple[str, ...], problems: l
     if isinstance(kind, str) and kind in known:
         return known[kind].Settings
     near = difflib.get_close_matches(str(kind), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}{HINT}"
     problems.append(f"{'.'.join(keys)}.kind={kind!r}: no such kind; {hint}")
     del owner[keys[-1]]
     return next(iter(known.values())).Settings

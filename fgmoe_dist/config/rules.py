@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fgmoe_dist.config.schema import Config
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks import TASKS
 
 
@@ -31,7 +32,9 @@ def _task_conflicts(config: Config) -> list[str]:
 
 def _unknown_task(key: str, name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, and those that data.train defines"
+    hint = (
+        f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, and those that data.train defines{HINT}"
+    )
     return f"{key}={name!r}: no such task; {hint}"
 
 
