@@ -27,7 +27,7 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
     """`--plugin`, for its help alone: `plugins.take` has taken it off the command line before a parser sees that."""
     parser.add_argument(
         "--plugin", action="append", metavar="MODULE",
-        help="load tasks, decoders, ... of one's own: a module or the path of a .py file; repeatable (docs/extending.md)",
+        help="a module, or the path of a .py file, that adds tasks, decoders, ... (docs/extending.md); repeatable",
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Plug-ins: modules of one's own that add to the package's dictionaries, so that the package itself stays as it is.
 
-A plug-in puts its things into the dictionaries that `SEAMS` lists (docs/extending.md), at its top level or in a function
-`register()`. A run is told of it in one of three ways:
+A plug-in puts its things into the dictionaries that `SEAMS` lists (docs/extending.md), at its top level or in a
+function `register()`. A run is told of it in one of three ways:
 
     --plugin MODULE    of every verb, repeatable: a module, also one of the current folder, or the path of a .py file
     FGMOE_PLUGINS      the same, with commas between them; `--plugin` adds to it, so that child processes see it too

@@ -22,7 +22,7 @@ import numpy as np
 from fgmoe_dist.data import codec
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
-from fgmoe_dist.tasks.labelling import KNOWN_KEYS, labels_of
+from fgmoe_dist.tasks.labelling import KNOWN_KEYS, labels_of, require_labels
 
 FORMAT = 1
 INDEX = "index.json"
@@ -118,12 +118,7 @@ class ShardSet:
 
     def require(self, tasks: Sequence[str]) -> None:
         """Raise `UserError` unless every one of `tasks` has labels here."""
-        missing = [task for task in tasks if task not in self.tasks]
-        if missing:
-            raise UserError(
-                f"the {self.dataset} {self.split} shards have no labels for {', '.join(missing)}: "
-                f"set tasks to some of {', '.join(self.tasks)}"
-            )
+        require_labels(tasks, self, f"the {self.dataset} {self.split} shards")
 
     def find(self, id_: str) -> Shard:
         """The shard that holds an image id, or `UserError`."""

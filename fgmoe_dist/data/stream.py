@@ -264,15 +264,11 @@ def train_batches(
         max_bad_samples: unreadable samples this rank may pass over; the next of the lane stands in for each.
 
     Raises:
-        UserError: sizes that do not divide, a task without labels, an empty set; while iterating, more samples that
+        UserError: a task without labels, an empty set; while iterating, more samples that
             cannot be read than `max_bad_samples`.
     """
     shards.require(tasks)
-    if batch_size % (world * micro_batch_size):
-        raise UserError(
-            f"train.batch_size {batch_size} is not a multiple of {world} ranks x train.micro_batch_size "
-            f"{micro_batch_size}: change one of them"
-        )
+    assert batch_size % (world * micro_batch_size) == 0, f"{batch_size} images over {world} ranks x {micro_batch_size}"
     if shards.samples == 0:
         raise UserError(f"the {shards.dataset} {shards.split} shards hold no samples: build them again")
     order = Order(tuple(shard.samples for shard in shards.shards), batch_size, seed)

@@ -14,7 +14,7 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.metrics.constant import ConstantBaseline
 from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task
-from fgmoe_dist.tasks.labelling import labels_of
+from fgmoe_dist.tasks.labelling import labels_of, require_labels
 from fgmoe_dist.tasks.registry import KINDS, TASKS
 
 __all__ = ["IGNORE", "KINDS", "TASKS", "DatasetInfo", "Task", "baselines", "create_tasks", "headlines", "labels_of"]
@@ -31,9 +31,7 @@ def create_tasks(names: Sequence[str], info: DatasetInfo, edge_positive_weight: 
     Raises:
         UserError: the data set has no labels for a task, or nobody knows what it is.
     """
-    missing = [name for name in names if name not in info.tasks]
-    if missing:
-        raise UserError(f"tasks: the shards have no {', '.join(missing)}; they have {', '.join(info.tasks)}")
+    require_labels(names, info, "the shards")
     options = {"edge_positive_weight": edge_positive_weight}
     return [_create(name, info, options) for name in names]
 

@@ -155,5 +155,5 @@ def test_predictions_are_what_meters_score():
 
 
 def test_a_task_without_labels_is_refused():
-    with pytest.raises(UserError, match="no sal; they have semseg"):
+    with pytest.raises(UserError, match="no labels for sal; set tasks to some of semseg"):
         create_tasks(["semseg", "sal"], SimpleNamespace(tasks=["semseg"], classes=INFO.classes, boundary_max_dist=0.1))

@@ -28,8 +28,9 @@ from fgmoe_dist.data.layouts.sections import (
     listed,
 )
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import KINDS
 from fgmoe_dist.plugins import HINT
-from fgmoe_dist.tasks import TASKS
+from fgmoe_dist.tasks import TASKS, create_tasks
 
 
 class Description(Part):
@@ -63,7 +64,7 @@ class OwnLayout(Layout):
         edge = self.described.get("edge")
         self.boundary_max_dist = edge.max_dist if isinstance(edge, Edges) else BOUNDARY_MAX_DIST
         try:
-            _ = self.labels
+            self._check_tasks()
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from error
         self.splits = tuple(self.description.splits)
@@ -100,6 +101,16 @@ class OwnLayout(Layout):
             if path is not None:
                 labels |= part.read(task, path)
         return labels
+
+    def _check_tasks(self) -> None:
+        """Ask whether labels and tasks can be made of what the file says, before any shard is built on it."""
+        labels = self.labels
+        create_tasks(self.tasks, self)
+        for task in self.described.keys() - KNOWN_SECTIONS.keys() - self.definitions.keys():
+            part = self.described[task]
+            described = KINDS[part.kind].of(part.definition()).with_classes(part.names)
+            if described != labels[task]:  # nobody would notice bytes that are decoded otherwise than coded
+                raise UserError(f"tasks.{task} describes {described}, but this task has {labels[task]}: correct it")
 
     def _check_root(self) -> None:
         if not self.root.is_dir():

@@ -1,7 +1,7 @@
 """One process, plain autograd and torch's optimiser: a laptop's dry run, and what other engines are compared with.
 
-It knows neither ranks nor reduced precision, so it trains a run only where it is asked to; it starts in a fraction of the
-time of one that does. An engine for several ranks may derive from it.
+It knows neither ranks nor reduced precision, so it trains a run only where it is asked to; it starts in a fraction of
+the time of one that does. An engine for several ranks may derive from it.
 """
 
 from __future__ import annotations
