@@ -47,19 +47,19 @@ class Trainer:
 
     Args:
         samples: by default the shards that `config` names.
-        engine: a name of `ENGINES`.
+        engine: a name of `ENGINES`, by default `parallel.engine`.
 
     Attributes:
         stage: called with "data", "encoder", "forward", "backward" or "update", gives the context that this stage of a
             step runs in; whoever measures puts a clock there.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, samples: Samples | None = None, engine: str = "deepspeed"):
+    def __init__(self, config: Config, ranks: Ranks, samples: Samples | None = None, engine: str = ""):
         check_world(config, ranks.world)
         self.config, self.ranks, self.step = config, ranks, 0
         self.samples: Samples = samples or ShardSamples(config)
-        self.engine_name = engine
-        module = load_engine(engine)
+        self.engine_name = engine or config.parallel.engine
+        module = load_engine(self.engine_name)
         module.prepare(config.parallel.ep_size)
         self.model: Model = create_model(config, self.samples.info).to(ranks.device)
         self.samples.check(config, self.model.encoder)
