@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fgmoe_dist.decoders.base import Output
+from fgmoe_dist.decoders.parts.layers import resize
 from fgmoe_dist.tasks import Task
 
 
@@ -28,7 +28,7 @@ def task_losses(
         prediction_BKHW, target = output.predictions[task.name], labels[task.name]
         last[task.name] = total = _loss(task, prediction_BKHW, target, average)
         for step in output.intermediate:
-            resized_BKHW = _resize(step.predictions[task.name], prediction_BKHW.shape[-2:])
+            resized_BKHW = resize(step.predictions[task.name], prediction_BKHW.shape[-2:])
             loss = between[f"loss/{task.name}/{step.name}"] = _loss(task, resized_BKHW, target, average)
             total = total + step.weight * loss
         whole.append(total)
@@ -40,9 +40,3 @@ def _loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str) -> 
         return task.loss(prediction_BKHW, target)
     images = zip(prediction_BKHW.split(1), target.split(1))
     return torch.stack([task.loss(prediction, label) for prediction, label in images]).mean()
-
-
-def _resize(prediction_BKhw: Tensor, size_hw: Sequence[int]) -> Tensor:
-    if prediction_BKhw.shape[-2:] == tuple(size_hw):
-        return prediction_BKhw
-    return F.interpolate(prediction_BKhw, size_hw, mode="bilinear", align_corners=False)
