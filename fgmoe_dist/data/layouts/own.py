@@ -109,9 +109,7 @@ class OwnLayout(Layout):
             part = self.described[task]
             described = KINDS[part.kind].of(part.definition()).with_classes(part.names)
             if described != labels[task]:  # nobody would notice bytes that are decoded otherwise than coded
-                raise UserError(
-                    f"tasks.{task} describes {described}, but this task has {labels[task]}: correct it"
-                )
+                raise UserError(f"tasks.{task} describes {described}, but this task has {labels[task]}: correct it")
 
     def _check_root(self) -> None:
         if not self.root.is_dir():
