@@ -130,7 +130,10 @@ class MLoREModule(nn.Module):
         return self.expert_norm(experts_BXhw) + own_BTChw.flatten(1, 2) + generic_BXhw
 
     def merged(self, z_BXhw: Tensor, gate_BTE: Tensor, mix_BT: Tensor) -> Tensor:
-        """y as one 3x3 convolution per image and task, in evaluation, when the expert norm is a map of each channel."""
+        """y as one 3x3 convolution per image and task, in evaluation, when the expert norm is a map of each channel.
+
+        Its gradient is not that of training: merged, no path can be kept from z.
+        """
         z_NChw = z_BXhw.unflatten(1, (self.tasks, -1)).flatten(0, 1)
         kernel_NCK, bias_NC = self.bank.merged(gate_BTE.flatten(0, 1))
         kernel_BTCK, bias_BTC = (value.unflatten(0, mix_BT.shape) for value in (kernel_NCK, bias_NC))
