@@ -18,7 +18,7 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.tracking.run_folder import RunFolder
 from tests.archives import save
 from tests.plugged import EXAMPLES, example, plugged
-from tests.runs import ROOT, Runs, environment, losses
+from tests.runs import ROOT, Runs, environment, losses, train_on_rank
 
 HW = (90, 110)
 WORKSHOP = ("warmth", "angle")
