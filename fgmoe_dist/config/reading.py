@@ -16,6 +16,7 @@ import yaml
 from fgmoe_dist.config.rules import conflicts, idle_weights, list_problems
 from fgmoe_dist.config.schema import BY_KIND, Config, config_class
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.settings import Section, explain_validation, location, meant, validate
 from fgmoe_dist.yaml_files import parse_value, read_yaml
 
@@ -38,8 +39,16 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     return build_config(values, str(path), problems)
 
 
-def build_config(values: dict[str, Any], origin: str = "configuration", known_problems: Sequence[str] = ()) -> Config:
-    """Validates nested `values`; UserError lists every mistake at once, after the `known_problems`."""
+def build_config(
+    values: dict[str, Any],
+    origin: str = "configuration",
+    known_problems: Sequence[str] = (),
+    defined_tasks: Iterable[str] = (),
+) -> Config:
+    """Validates nested `values`; UserError lists every mistake at once, after the `known_problems`.
+
+    `defined_tasks` are those of a data set that need not be there, as that of a checkpoint.
+    """
     problems, dropped = list(known_problems), []
     wanted = config_class(*(_settings_of_kind(values, keys, problems, dropped) for keys in BY_KIND))
     config, mistakes = validate(wanted, values)
@@ -53,7 +62,7 @@ def build_config(values: dict[str, Any], origin: str = "configuration", known_pr
         raise UserError(list_problems(origin, problems))
     # What stands in place of a faulty value is nobody's choice: a rule that names it has nothing to say.
     faulty = list(filter(None, dropped))
-    problems += [line for line in conflicts(config) if not any(_names(line, key) for key in faulty)]
+    problems += [line for line in conflicts(config, defined_tasks) if not any(_names(line, key) for key in faulty)]
     if problems:
         raise UserError(list_problems(origin, list(dict.fromkeys(problems))))
     return config
@@ -69,7 +78,7 @@ def _settings_of_kind(
         return known[kind].Settings
     near = difflib.get_close_matches(str(kind), known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    problems.append(f"{'.'.join(keys)}.kind={kind!r}: no such kind; {hint}")
+    problems.append(f"{'.'.join(keys)}.kind={kind!r}: no such kind; {hint}{HINT}")
     del owner[keys[-1]]
     dropped.append(".".join(keys))
     return next(iter(known.values())).Settings

@@ -80,22 +80,14 @@ class FrozenEncoder(nn.Module):
         """The channels and strides of the levels, from a forward pass: what a model says of itself may not be so."""
         size_hw = self.image_size_hw
         try:
-            shapes = _shapes_on_meta(name, self.taps, size_hw, self.norm) or _shapes(self, size_hw)
+            shapes = _shapes_on_meta(name, self.taps, size_hw, self.norm) or _shapes(self)
         except Exception as error:  # each of timm's families fails in its own way
-            what = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
+            what = ": ".join(filter(None, (type(error).__name__, str(error) and first_line(error))))
             raise UserError(
-                f"encoder.name: {name} cannot compute images of data.image_size={list(size_hw)} ({what}); choose another "
-                f"size, such as its own, {_native(self.model)}, or a ViT, Swin or ConvNeXt"
+                f"encoder.name: {name} cannot compute images of data.image_size={list(size_hw)} ({what}); choose "
+                f"another size, such as its own, {_native(self.model)}, or a ViT, Swin or ConvNeXt"
             ) from error
-        for tap, shape in zip(self.taps, shapes):
-            if len(shape) != 3 or any(side % cells for side, cells in zip(size_hw, shape[1:])) or (
-                size_hw[0] * shape[2] != size_hw[1] * shape[1]
-            ):  # fmt: skip
-                raise UserError(
-                    f"encoder.name: {name} makes {' x '.join(map(str, shape[1:]))} cells of {size_hw[0]} x {size_hw[1]} "
-                    f"pixels at tap {tap}, which is no whole stride: decoders cannot place them; choose another size of "
-                    "data.image_size, or a ViT, Swin or ConvNeXt"
-                )
+        _check_grids(name, self.taps, shapes, size_hw)
         return [shape[0] for shape in shapes], [size_hw[0] // shape[1] for shape in shapes]
 
     @torch.no_grad()  # not inference_mode: the decoder saves these features for its backward
@@ -171,10 +163,23 @@ def _shapes_on_meta(
         return None
 
 
-def _shapes(encoder: FrozenEncoder, image_size_hw: tuple[int, int]) -> list[tuple[int, ...]]:
-    weight = next(encoder.model.parameters())
-    levels = encoder(torch.zeros(1, 3, *image_size_hw, device=weight.device))
-    return [tuple(level.shape[1:]) for level in levels]
+def _shapes(encoder: FrozenEncoder) -> list[tuple[int, ...]]:
+    """The same from the encoder itself."""
+    image_13HW = torch.zeros(1, 3, *encoder.image_size_hw, device=next(encoder.model.parameters()).device)
+    return [tuple(level.shape[1:]) for level in encoder(image_13HW)]
+
+
+def _check_grids(name: str, taps: list[int], shapes: list[tuple[int, ...]], image_size_hw: tuple[int, int]) -> None:
+    """UserError unless each level's cells divide the image evenly: decoders place them by their stride."""
+    height, width = image_size_hw
+    if len(shapes) != len(taps):
+        raise UserError(f"encoder.name: {name} gives {len(shapes)} levels for the {len(taps)} of encoder.taps={taps}")
+    for tap, (_, *grid_hw) in zip(taps, shapes):
+        if len(grid_hw) != 2 or height % grid_hw[0] or width % grid_hw[1] or height * grid_hw[1] != width * grid_hw[0]:
+            raise UserError(
+                f"encoder.name: {name} divides {height} x {width} pixels into {' x '.join(map(str, grid_hw))} cells at "
+                f"tap {tap}, which is no whole stride; choose another data.image_size, or a ViT, Swin or ConvNeXt"
+            )
 
 
 @torch.no_grad()
