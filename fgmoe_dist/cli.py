@@ -8,6 +8,7 @@ import importlib
 import sys
 
 from fgmoe_dist import __version__
+from fgmoe_dist.arguments import refuse_empty
 
 # In the order of a project's life. A verb's module is imported when it is called, so that help answers at once.
 VERBS = {
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     module.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     try:
+        refuse_empty(argv[1:])
         module.run(args)
     except BaseException as error:
         from fgmoe_dist.ranks import exit_with_error  # brings torch, which many verbs do without
