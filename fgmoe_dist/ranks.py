@@ -22,12 +22,15 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import UserError, told
 
 T = TypeVar("T")
 
 # A rank that computes longer than this between two collectives is taken for dead.
 TIMEOUT = timedelta(minutes=30)
+
+# What every launcher sets for each process.
+LAUNCHERS_SET = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class RankLost(RuntimeError):
 def from_first(look: Callable[[], T]) -> T:
     """What rank 0 finds, on every rank: files, which ranks might see differently, only one of them looks at.
 
-    A UserError there is raised everywhere; anything unforeseen on rank 0, and RankLost on the others.
+    What is the user's to mend is raised everywhere; anything unforeseen on rank 0, and RankLost on the others.
     """
     if not dist.is_initialized():  # a process that is alone
         return look()
@@ -63,9 +66,8 @@ def from_first(look: Callable[[], T]) -> T:
         try:
             box[0] = look()
         except Exception as error:
-            failed = error
-            told = error if isinstance(error, UserError) else RankLost("rank 0 has failed; its own message says why")
-            box[1] = type(told), str(told)
+            failed, line = error, told(error)
+            box[1] = (RankLost, "rank 0 has failed; its own message says why") if line is None else (UserError, line)
     dist.broadcast_object_list(box, src=0)
     if failed is not None:
         raise failed
@@ -80,17 +82,13 @@ def process_group() -> Iterator[Ranks]:
     """Joins the ranks that the launcher started; leaves them on the way out, whatever happened."""
     quieten_deepspeed()
     cuda = torch.cuda.is_available()
-    if "RANK" not in os.environ:
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
-        )
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = _place_among_ranks()
     if cuda:
         _take_gpu(local_rank)
     elif os.environ.get("OMP_NUM_THREADS", "1") == "1" and "SLURM_CPUS_PER_TASK" not in os.environ:
         # torchrun sets 1 where nobody has chosen; SLURM's share is a choice.
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+        local_world = int_of_environment("LOCAL_WORLD_SIZE", int_of_environment("LOCAL_SIZE", 1))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_world)))
     signal.signal(signal.SIGTERM, _terminate)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     # NCCL that knows its device builds later groups from this one; a world of one has nothing to build from.
@@ -103,6 +101,37 @@ def process_group() -> Iterator[Ranks]:
         # After an error the other ranks may wait in a collective that will never come; do not wait for them.
         if sys.exc_info()[0] is None:
             dist.destroy_process_group()
+
+
+def _place_among_ranks() -> int:
+    """This process's LOCAL_RANK; what a launcher sets is complete in the environment from here on.
+
+    UserError for half of it: with a rank but no local rank, every process of a machine would take its first GPU.
+    """
+    if int_of_environment("WORLD_SIZE", 1) == 1:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update({name: value for name, value in alone.items() if not os.environ.get(name)})
+        if not os.environ.get("MASTER_PORT"):
+            os.environ["MASTER_PORT"] = str(free_port())
+    missing = [name for name in LAUNCHERS_SET if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set and {', '.join(missing)} not; start the ranks with torchrun,"
+            f" deepspeed or launchers/srun.sh, which set {', '.join(LAUNCHERS_SET)}"
+        )
+    rank, world = int_of_environment("RANK"), int_of_environment("WORLD_SIZE")
+    if rank >= world:
+        raise UserError(f"RANK={rank} is none of the {world} ranks of WORLD_SIZE; start them with one launcher")
+    int_of_environment("MASTER_PORT")
+    return int_of_environment("LOCAL_RANK")
+
+
+def int_of_environment(name: str, default: int = 0) -> int:
+    """A variable of the environment as a number from 0 on; `default` where it is not set. UserError for other text."""
+    text = os.environ.get(name) or str(default)
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"{name}={text!r} in the environment is no number; start with a launcher, or unset it")
+    return int(text)
 
 
 @contextlib.contextmanager
@@ -122,12 +151,12 @@ def exit_with_error(error: BaseException) -> None:
 
     `os._exit`, because a failed rank's background threads may hang in a collective and keep the process alive.
     """
-    rank = int(os.environ.get("RANK", 0))
-    if isinstance(error, UserError):
+    rank = _rank_for_messages()
+    if (line := told(error)) is not None:
         if rank:
             # A mistake that all ranks see is rank 0's to tell; by now the launcher has ended this one.
             time.sleep(3)
-        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
+        print(f"error{f' on rank {rank}' if rank else ''}: {line}", file=sys.stderr)
         code = 2
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
@@ -142,6 +171,12 @@ def exit_with_error(error: BaseException) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _rank_for_messages() -> int:
+    with contextlib.suppress(UserError):
+        return int_of_environment("RANK")
+    return 0
 
 
 def _take_gpu(local_rank: int) -> None:

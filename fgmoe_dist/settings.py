@@ -8,10 +8,32 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Mapping, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 Mistake = Mapping[str, Any]  # as pydantic tells it: `type`, `loc`, `msg`, `input`, `ctx`
+
+
+def _filled(value: Any) -> Any:
+    """Refuses text that is empty, as where a variable of the shell is not set, and what cannot be written down."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty; give it a value (is a variable of the shell not set?)")
+    if isinstance(value, str) and any(0xD800 <= ord(character) < 0xE000 for character in value):
+        raise ValueError("holds bytes that are no UTF-8; write it anew")
+    return value
+
+
+def _meant_as_path(value: Any) -> Any:
+    """`~` is a word of the shell's; as it stands it would be a folder of this name."""
+    if isinstance(value, str) and value.startswith("~"):
+        raise ValueError("begins with ~, which only a shell understands; write the whole path")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("holds a null character, which no path may; write it anew")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_filled)]
+FilePath = Annotated[Path, BeforeValidator(_filled), BeforeValidator(_meant_as_path)]
 
 
 class Section(BaseModel):
@@ -35,7 +57,7 @@ def validate(model: type[Model], values: Any) -> tuple[Model | None, list[Mistak
 
 
 def _misread(model: type[BaseModel], values: Any, above: tuple) -> Iterator[Mistake]:
-    """Values that pydantic would take for what nobody means by them: `true` for 1, no path for the working folder."""
+    """Values that pydantic would take for what nobody means by them, such as `true` for 1."""
     for name, value in values.items() if isinstance(values, Mapping) else ():
         if name not in model.model_fields:
             continue
@@ -53,7 +75,7 @@ def _fault(wanted: set[Any], value: Any) -> str | None:
         return "give a number, not a truth value"
     if any(isinstance(one, str) and "\0" in one for one in given):
         return "a text holds no NUL character"
-    return "is empty; name a folder or a file" if value == "" and Path in wanted else None
+    return None
 
 
 def explain_validation(
