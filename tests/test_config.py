@@ -225,8 +225,8 @@ def test_settings_that_contradict(values, said):
         ({"run": {"seed": 2**64}}, "run.seed=18446744073709551616: input should be less than"),
         ({"run": {"name": 42}}, "run.name=42: input should be a valid string; in quotes it is one"),
         ({"run": {"name": "a\0b"}}, "a text holds no NUL character"),
-        ({"run": {"dir": ""}}, "run.dir='': is empty; name a folder"),
-        ({"encoder": {"name": ""}}, "encoder.name='': string should have at least 1 character"),
+        ({"run": {"dir": ""}}, "run.dir='': is empty; give it a value"),
+        ({"encoder": {"name": ""}}, "encoder.name='': is empty"),
         ({"train": {"lr": 10**400}}, "train.lr="),
         ({"encoder": {"taps": [-1]}}, "encoder.taps.0=-1"),
         *(
