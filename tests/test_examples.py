@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fgmoe_dist import plugins
 from fgmoe_dist.checkpoints.folder import find_checkpoint, read_state
@@ -21,6 +22,8 @@ from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.evaluation.scorer import Scorer
+from fgmoe_dist.experts.kernels import find_kernel
+from fgmoe_dist.experts.kinds import KINDS as EXPERT_KINDS
 from fgmoe_dist.labels import KINDS
 from fgmoe_dist.tasks import KINDS as TASK_KINDS
 from fgmoe_dist.tracking.run_folder import RunFolder
@@ -182,6 +185,47 @@ def test_its_model_becomes_a_file_that_a_fresh_process_runs(workshop, linear_run
     assert figures["tasks"].keys() == {"warmth", "slope", "material"} and figures["relative_difference"] < 1e-5
 
 
+@pytest.mark.slow
+def test_the_verbs_take_it_from_there(workshop, linear_run, tmp_path):
+    """Evaluated, predicted, scored by two processes from the files themselves, and compared, by command lines alone."""
+    run, out, plug_ins = workshop.folder("linear"), tmp_path / "out", (*WORKSHOP, "linear", "lottery")
+    own = RunFolder(run).evaluation(2)
+    fgmoe("evaluate", "--checkpoint", run, "--json", tmp_path / "again.json", plug_ins=plug_ins)
+    fgmoe("predict", "--checkpoint", run, "--input", workshop.root / "images", "--output", out, plug_ins=plug_ins)
+    labels = ("--dataset", EXAMPLES / "workshop.yaml", "--root", workshop.root, "--workers", 2)
+    scored = (
+        "score",
+        *labels,
+        "--predictions",
+        out,
+        "--json",
+        tmp_path / "scored.json",
+        "--report",
+        tmp_path / "report",
+    )
+    assert "slope" in fgmoe(*scored, plug_ins=WORKSHOP)
+    for name in ("again", "scored"):
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        for task, scores in own.items():
+            assert found[task] == pytest.approx(scores, rel=1e-3, nan_ok=True), (name, task)
+    table = fgmoe("compare", run)  # a run says itself what its tasks are measured by
+    assert "warmth mae" in table and "slope mean" in table and "material mIoU" in table
+
+
+@pytest.mark.dist
+def test_a_launcher_passes_them_on(workshop):
+    """To ranks, and from there to their loader processes."""
+    words = ["--config", str(workshop.config_file)]
+    changes = {**LINEAR, "data__workers": 1, "train__steps": 1}
+    words += [f"--plugin={example(name)}" for name in (*WORKSHOP, "linear", "lottery", "averaging")]
+    words += ["--plugin", example("csv_sink"), *workshop.overrides("launched", changes)]
+    done = subprocess.run(
+        ["bash", "launchers/torchrun.sh", *words], cwd=ROOT, env=environment(NPROC="2"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert len(workshop.metrics("launched")) == 1 and "plug-in linear" in done.stdout
+
+
 def test_a_checkpoint_names_what_it_lacks(workshop, linear_run):
     from fgmoe_dist.checkpoints.checkpoint import load_model
 
@@ -223,13 +267,16 @@ def test_parts_of_a_block_at_ep_size_2(runs):
     assert read_state(find_checkpoint(runs.folder("ep2"))).ep_size == 2
 
 
-def test_a_kernel_computes_what_the_reference_does(runs):
-    few = {"tasks": "[depth]", "decoder__blocks": 1, "train__steps": 2, "parallel__ep_size": 2}
+def test_a_kernel_computes_what_the_reference_does_and_trains(runs):
+    few = {"tasks": "[depth]", "decoder__blocks": 1, "train__steps": 1, "parallel__ep_size": 2}
     with plugged("dense"):
-        dense = runs.train("dense", 2, experts__kernel="dense", **few)
-    assert losses(dense) == pytest.approx(
-        losses(runs.train("reference", 2, experts__kernel="reference", **few)), rel=1e-5
-    )
+        shapes = EXPERT_KINDS["ffn"].shapes(6, 4).values()
+        bank = EXPERT_KINDS["ffn"].Weights(*(torch.randn(3, *shape) for shape in shapes))
+        rows = torch.randn(4, 6), torch.rand(4, 2), torch.tensor([[0, 2], [1, -1], [2, 1], [-1, -1]])
+        dense, reference = (find_kernel("ffn", name)(*rows, bank) for name in ("dense", "reference"))
+        torch.testing.assert_close(dense, reference)
+        (line,) = runs.train("dense", 2, experts__kernel="dense", **few)
+    assert 0 < line["grad_norm"] < float("inf")
 
 
 @pytest.fixture
