@@ -139,12 +139,17 @@ def read_id_list(path: str | Path) -> list[str]:
         raise UserError(f"cannot read the id list {path}: {error}") from error
     if not ids:
         raise UserError(f"the id list {path} is empty: put one image id on each line")
+    return check_ids(ids, f"the id list {path}")
+
+
+def check_ids(ids: list[str], what: str) -> list[str]:
+    """The ids of `what`; `UserError` for one that is there twice, or that no shard could hold."""
     seen: set[str] = set()
     for id_ in ids:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", id_):
-            raise UserError(f"the id list {path} has {id_!r}: an id is letters, digits, _ and - (no extension)")
+            raise UserError(f"{what} has {id_!r}: an id is letters, digits, _ and - (no extension)")
         if id_ in seen:
-            raise UserError(f"the id list {path} has {id_} twice: remove one")
+            raise UserError(f"{what} has {id_} twice: remove one")
         seen.add(id_)
     return ids
 
