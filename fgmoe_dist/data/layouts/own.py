@@ -86,6 +86,8 @@ class OwnLayout(Layout):
     def _ids_of(self, split: str, where: str) -> list[str]:
         """The ids in a list, or of the images in a folder or of a pattern with stars."""
         if "*" not in where and not (self.root / where).is_dir():
+            if not Path(where).suffix and not (self.root / where).is_file():
+                raise UserError(f"{self.path}: splits.{split}={where!r}: no such folder or list below {self.root}")
             return read_id_list(self.root / where)
         ids = self._places.below(listed(self.description.image.file), where)
         if not ids:

@@ -18,7 +18,7 @@ SLACK = 1e-3  # of the range: interpolation oversteps it by rounding
 
 
 class Photographs(Files):
-    """`range` is what black and white are in an .npy of other numbers than 0..255 in 8 bits, `order` that of its axes."""
+    """`range` is what black and white are in an .npy of other numbers than 8 bits, `order` that of its axes."""
 
     range: tuple[float, float] | None = None
     order: Literal["hwc", "chw"] = "hwc"
