@@ -147,9 +147,9 @@ def test_without_colours_nothing_is_told_of_a_known_task(tmp_path):
     [
         ("camvid", lambda v: v["tasks"]["semseg"]["colours"].pop(), "colours: there are 10 for 11 classes"),
         ("camvid", lambda v: v["tasks"]["semseg"]["colours"].__setitem__(0, [0, 0, 256]), r"colours.0.2=256: input"),
-        ("camvid", lambda v: v["splits"].update(train="trian"), "splits.train='trian': no such folder or list"),
+        ("camvid", lambda v: v["splits"].update(train="trian"), "splits.train: below .* is no such folder: trian"),
         ("camvid", lambda v: v["splits"].update(train="trainannot"), "no image of image.file .* lies there"),
-        ("camvid", lambda v: v["splits"].update(val=["val", "val"]), "splits.val has 0001TP_001000 twice"),
+        ("camvid", lambda v: v["splits"].update(val=["val", "val"]), "splits.val='val' has 0001TP_001000 twice"),
         ("camvid", lambda v: v["image"].update(file="*/{id}.png"), "0001TP_000000.png are both .* of image 0001TP"),
         ("cityscapes", lambda v: v["tasks"]["semseg"].update(file="gtFine/*/*/{id}_*.png"), "are both gtFine/.*/{id}_"),
         ("cityscapes", lambda v: v["splits"].update(val="leftImg8bit/*/lindua/*"), "no image of image.file"),
@@ -230,7 +230,7 @@ def test_a_star_never_leaves_its_folder_and_hidden_files_are_none(tmp_path):
 def test_names_that_no_shard_holds_are_refused_where_a_folder_gives_the_ids(tmp_path):
     root = WRITERS["camvid"](tmp_path / "camvid")
     save(root / "train/my photo.png", np.zeros((*HW, 3)))
-    with pytest.raises(UserError, match="splits.train has 'my photo': an id is letters"):
+    with pytest.raises(UserError, match="splits.train='train' has 'my photo': an id is letters"):
         open_layout(CONFIGS / "camvid.yaml", root)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fgmoe_dist.data.layouts.base import Layout, check_ids, read_id_list
+from fgmoe_dist.data.layouts.base import Layout, words
 from fgmoe_dist.data.layouts.photographs import Photographs
 from fgmoe_dist.data.layouts.places import ID, Places, fields
 from fgmoe_dist.data.layouts.sections import (
@@ -58,7 +58,7 @@ class OwnLayout(Layout):
         UserError: the file cannot be read, says something impossible, or names a task none of whose files exist.
     """
 
-    def __init__(self, path: str | Path, root: str | Path | None = None):
+    def __init__(self, path: str | Path, root: str | Path | None = None, check: bool = True):
         self.path = Path(path)
         self.description, self.described = _read_description(self.path)
         self.dataset = self.description.name
@@ -76,26 +76,28 @@ class OwnLayout(Layout):
         self.splits = tuple(self.description.splits)
         root = Path(root if root is not None else self.path.parent / self.description.root)
         self._places = Places(root, self.description.id)
-        super().__init__(root)
+        super().__init__(root, check)
 
-    def ids(self, split: str) -> list[str]:
-        self._check_split(split)
-        ids = [id_ for where in listed(self.description.splits[split]) for id_ in self._ids_of(split, where)]
-        return check_ids(ids, f"{self.path}: splits.{split}")
+    def listed_ids(self, split: str) -> tuple[list[str], str]:
+        wheres = listed(self.description.splits[split])
+        lost = [where for where in wheres if not ("*" in where or Path(where).suffix or (self.root / where).exists())]
+        if lost:
+            raise UserError(f"{self.path}: splits.{split}: below {self.root} is no such folder: {', '.join(lost)}")
+        found = [self._ids_of(split, where) for where in wheres]
+        return [id_ for ids, _ in found for id_ in ids], " and ".join(dict.fromkeys(what for _, what in found))
 
-    def _ids_of(self, split: str, where: str) -> list[str]:
-        """The ids in a list, or of the images in a folder or of a pattern with stars."""
+    def _ids_of(self, split: str, where: str) -> tuple[list[str], str]:
+        """The ids in a list, or of the images in a folder or of a pattern with stars; and what they are, in words."""
+        what = f"{self.path}: splits.{split}={where!r}"
         if "*" not in where and not (self.root / where).is_dir():
-            if not Path(where).suffix and not (self.root / where).is_file():
-                raise UserError(f"{self.path}: splits.{split}={where!r}: no such folder or list below {self.root}")
-            return read_id_list(self.root / where)
+            return words(self.root / where)
         ids = self._places.below(listed(self.description.image.file), where)
         if not ids:
             raise UserError(
-                f"{self.path}: splits.{split}={where!r}: no image of image.file {self.description.image.file} lies "
-                f"there below {self.root}; correct one of them"
+                f"{what}: no image of image.file {self.description.image.file} lies there below {self.root}; "
+                "correct one of them"
             )
-        return ids
+        return ids, what
 
     def image_path(self, id_: str) -> Path:
         patterns = listed(self.description.image.file)
@@ -104,6 +106,10 @@ class OwnLayout(Layout):
     def image(self, id_: str) -> np.ndarray:
         path = self.image_path(id_)
         return self.description.image.read(path) if path.suffix == ".npy" else super().image(id_)
+
+    def places(self, id_: str) -> dict[str, list[Path]]:
+        parts = {"image": self.description.image, **self.described}
+        return {key: self._places.all(listed(part.file), id_) for key, part in parts.items()}
 
     def files(self, id_: str) -> list[Path]:
         labels = (self._find(part, id_) for part in self.described.values())
@@ -133,16 +139,26 @@ class OwnLayout(Layout):
                 labels |= part.read(task, path)
         return labels
 
-    def _check_root(self) -> None:
+    def root_faults(self) -> list[str]:
         if not self.root.is_dir():
-            raise UserError(f"data set root {self.root} is no folder: correct root in {self.path}, or give --root")
-        ids = [id_ for split in self.splits for id_ in self.ids(split)]
-        for task, part in self.described.items():
-            if not any(self._find(part, id_) for id_ in ids):
-                raise UserError(
-                    f"{self.path}: tasks.{task}.file {part.file}: no image of any split has such a file below "
-                    f"{self.root}; correct the pattern, or leave the task out"
-                )
+            return [f"data set root {self.root} is no folder: correct root in {self.path}, or give --root"]
+        faults, ids = [], []
+        for split in self.splits:
+            try:
+                ids += self.ids(split)
+            except UserError as error:
+                faults.append(str(error))
+        if not ids:
+            return faults
+        return faults + [
+            f"{self.path}: tasks.{task}.file {part.file}: no image of any split has such a file below "
+            f"{self.root}; correct the pattern, or leave the task out"
+            for task, part in self.described.items()
+            if not any(self._find(part, id_) for id_ in ids)
+        ]
+
+    def elsewhere(self) -> Path | None:
+        return None
 
 
 def _read_description(path: Path) -> tuple[Description, dict[str, Section]]:

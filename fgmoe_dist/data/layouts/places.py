@@ -38,11 +38,11 @@ class Places:
 
     def find(self, patterns: Iterable[str], id_: str) -> Path | None:
         """The file of an image by the first of some patterns that has one, or None."""
-        for pattern in patterns:
-            path = self.root / self._path(pattern, id_)
-            if path != self.root and path.is_file():
-                return path
-        return None
+        return next((path for path in self.all(patterns, id_) if path.is_file()), None)
+
+    def all(self, patterns: Iterable[str], id_: str) -> list[Path]:
+        """Every place where some patterns have, or may have, the file of an image."""
+        return [self.root / path for pattern in patterns if (path := self._path(pattern, id_))]
 
     def expected(self, pattern: str, id_: str) -> Path:
         """Where a pattern's file of an image should lie; what does not follow from the id is left as it is."""
