@@ -70,7 +70,7 @@ def check_data_set(dataset: str | Path, root: str | Path | None) -> Report:
         UserError: there is no such data set, or its description is at fault.
     """
     layout = open_layout(dataset, root, check=False)
-    faults = layout.root_faults()
+    faults = _root_faults(layout, dataset, root)
     if place := layout.elsewhere() if faults else None:
         layout = open_layout(dataset, place, check=False)
         faults += layout.root_faults()
@@ -78,6 +78,15 @@ def check_data_set(dataset: str | Path, root: str | Path | None) -> Report:
     if layout.root.is_dir():
         check.run()
     return check.report
+
+
+def _root_faults(layout: Layout, dataset: str | Path, root: str | Path | None) -> list[str]:
+    """What is wrong with the root, and what a layout that somebody added says of it by itself."""
+    try:
+        open_layout(dataset, root)
+    except UserError as error:
+        return list(dict.fromkeys([*layout.root_faults(), str(error)]))
+    return layout.root_faults()
 
 
 class _Check:
@@ -117,7 +126,7 @@ class _Check:
 
     def _have(self, split: str, ids: list[str]) -> dict[str, list[str]]:
         """Which ids have each file."""
-        have: dict[str, list[str]] = {key: [] for key in ("image", *self.layout.tasks)}
+        have: dict[str, list[str]] = {key: [] for key in self.layout.places(ids[0])}
         for id_ in ids:
             for key, places in self.layout.places(id_).items():
                 if any(path.name in self.names(path.parent) for path in places):
@@ -129,22 +138,23 @@ class _Check:
         """Every image must be there, and of a published archive every label; of other sets each split has some."""
         for split, ids in splits.items():
             for key, some in have[split].items():
-                missing = sorted(set(ids) - set(some))
-                places = self.layout.places(missing[0])[key] if missing else []
-                told_already = (places and not any(path.parent.is_dir() for path in places)) or not any(
-                    have[other][key] for other in splits
-                )
-                if not missing or (told_already and key != "image"):
-                    continue
-                if key == "image" or self.layout.published:
-                    where = " or ".join(str(path.parent) for path in places) or self.layout.root
-                    told = f"{split}: {_some(missing)} of {len(ids)} without {key} in {where}"
-                    self.report.faults.append(told)
-                elif not some:
-                    self.report.faults.append(f"{split}: no image has a label for {key}: correct its pattern")
-                else:
-                    told = f"{split}: {len(missing)} of {len(ids)} images have no label for {key}"
-                    self.report.notes.append(told)
+                if missing := sorted(set(ids) - set(some)):
+                    nowhere = not any(have[other][key] for other in splits)
+                    self._tell_missing(split, key, missing, len(ids), nowhere)
+
+    def _tell_missing(self, split: str, key: str, missing: list[str], count: int, nowhere: bool) -> None:
+        places = self.layout.places(missing[0])[key]
+        folders = [path.parent for path in places]
+        lost = folders and not any(folder.is_dir() for folder in folders)
+        if key != "image" and (lost if self.layout.published else nowhere):
+            return  # told of the root already
+        where = " or ".join(map(str, folders)) or self.layout.root
+        if key == "image" or self.layout.published:
+            self.report.faults.append(f"{split}: {_some(missing)} of {count} without {key} in {where}")
+        elif len(missing) == count:
+            self.report.faults.append(f"{split}: no image has a label for {key}: correct its pattern")
+        else:
+            self.report.notes.append(f"{split}: {len(missing)} of {count} images have no label for {key}")
 
     def _note_the_unlisted(self, splits: dict[str, list[str]]) -> None:
         """Images beside listed ones that no split names."""

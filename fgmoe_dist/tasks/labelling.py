@@ -11,9 +11,11 @@ from typing import Any
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import KINDS, Label, by_key
+from fgmoe_dist.plugins import HINT
+from fgmoe_dist.tasks.base import DatasetInfo
 from fgmoe_dist.tasks.registry import TASKS
 
-RESERVED = ("id", "image", "features")  # keys of samples and batches that are no labels
+RESERVED = ("id", "image", "features", "total")  # keys of samples, batches and losses that are no labels
 
 
 # Of the registered tasks, which mean the same in every data set: what functions of single samples take where nobody
@@ -62,8 +64,19 @@ def _known(task: str, definition: object) -> Label:
 
 def _defined(task: str, definition: object) -> Label:
     if not isinstance(definition, Mapping):
-        raise UserError(f"task {task!r} is none of {', '.join(TASKS)}: the data set must define its kind of label")
+        raise UserError(
+            f"task {task!r} is none of {', '.join(TASKS)}: the data set must define its kind of label{HINT}"
+        )
     kind = definition.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"task {task}: its kind of label is {kind!r}: use one of {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"task {task}: its kind of label is {kind!r}: use one of {', '.join(KINDS)}{HINT}")
     return KINDS[kind].of(definition)
+
+
+def require_labels(names: Iterable[str], info: DatasetInfo, what: str) -> None:
+    """Raise `UserError` unless every task named has labels in the data set; `what` names it in the message."""
+    missing = [name for name in names if name not in info.tasks]
+    if missing:
+        raise UserError(
+            f"tasks: {what} have no labels for {', '.join(missing)}; set tasks to some of {', '.join(info.tasks)}"
+        )

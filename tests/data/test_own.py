@@ -221,6 +221,8 @@ def test_a_list_of_patterns_takes_the_first_that_exists(kitchen):
             "tasks.depth: give the metres .* as unit or as factor, not both",
         ),
         (lambda v: v["tasks"]["disparity"].update(unit=2), "tasks.disparity: unit is the number 2 and factor is given"),
+        (lambda v: v["tasks"]["disparity"].update(metric="rsme"), "disparity: metric is rsme; use one of rmse, mae"),
+        (lambda v: v["tasks"]["albedo"].update(metric="mean"), "albedo: metric is mean; use rmse"),
         (lambda v: v["tasks"]["disparity"].update(scales="up"), "tasks.disparity.scales='up': input should be 'none'"),
         (lambda v: v["tasks"]["albedo"].update(range=[1, 0]), "tasks.albedo: range: give the lowest value"),
         (lambda v: v["tasks"]["albedo"].update(invalid=[0]), "tasks.albedo: invalid: give one value for each of the 3"),

@@ -3,8 +3,8 @@
 python -m tests.fuzz --seconds 60
 python -m tests.fuzz --target shards --seed 123 --cases 1      makes one case again and shows its end
 
-A failing case lies in fuzz-failures/TARGET-SEED/: the input, what was changed in it, and the traceback. Cases run in a process
-of their own, so that one which kills it (a crash of a C library, no memory left) is a failure like any other.
+A failing case lies in fuzz-failures/TARGET-SEED/: the input, what was changed in it, and the traceback. Cases run in a
+process of their own, so that one which kills it (a crash of a C library, no memory left) is a failure like any other.
 """
 
 from __future__ import annotations

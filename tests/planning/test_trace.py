@@ -37,6 +37,7 @@ def without_routing(model, config):
 @pytest.mark.parametrize("sections", [
     {}, {"decoder": {"channels": 24, "stride": 16, "adapter_rank": 2, "level_weights": True}},
     {"experts": {"shared": 0, "global_experts": 0, "hidden": 16}}, {"experts": {"shared_gate": "joint", "shared": 2}},
+    {"experts": {"bank": "shared", "kind": "lora", "router": "image"}},
 ])  # fmt: skip
 def test_parameters_are_the_model_s(sections):
     config = configuration(**sections)
@@ -100,6 +101,12 @@ def test_products_of_shared_and_global_experts_by_hand():
     assert work["shared"] == blocks * tasks * tokens * 2 * 2 * c * 16
     # Two global experts of hidden size 32, their gates, and the mixture (an einsum).
     assert work["global"] == blocks * tokens * (2 * 2 * 2 * c * 32 + tasks * 2 * c * 2 + tasks * 2 * 2 * c)
+
+
+def test_a_bank_that_tasks_share_has_as_many_fewer_parameters():
+    of_each, shared = (count(configuration(experts={"bank": bank})) for bank in ("task", "shared"))
+    assert of_each.expert_parameters == 4 * shared.expert_parameters
+    assert of_each.dense_parameters == shared.dense_parameters and of_each.work == shared.work
 
 
 def test_bf16_halves_what_is_kept_and_is_counted_as_bf16():

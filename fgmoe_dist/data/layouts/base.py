@@ -53,15 +53,15 @@ class Layout:
     splits = ("train", "val")
     folder: str
     id_lists: str
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
     published: Mapping[str, int] = {}
     size: str = ""
 
     def __init__(self, root: str | Path, check: bool = True):
-        """`check`: refuse a root that is not the data set's, by the first of `root_faults`."""
+        """`check`: refuse a root that is not the data set's."""
         self.root = Path(root)
-        for fault in self.root_faults() if check else ():
-            raise UserError(fault)
+        if check:
+            self._check_root()
 
     @cached_property
     def labels(self) -> dict[str, Label]:
@@ -84,7 +84,7 @@ class Layout:
 
     def image_path(self, id_: str) -> Path:
         """Where the image of an id lies."""
-        return self.file_of("image", id_)
+        raise NotImplementedError
 
     def file_of(self, key: str, id_: str) -> Path:
         """Where the image, or the label of a task, lies; the first of its places if it is in none."""
@@ -97,7 +97,7 @@ class Layout:
 
     def places(self, id_: str) -> dict[str, list[Path]]:
         """Where the files of an image may lie, `image` and the tasks; of several, the first that is there counts."""
-        raise NotImplementedError
+        return {"image": [self.image_path(id_)]}
 
     def has_size(self, size_hw: tuple[int, int]) -> bool:
         """Whether an image of the archive as published can have this size."""
@@ -139,6 +139,11 @@ class Layout:
         if split not in self.splits:
             raise UserError(f"split is {split!r}: use one of {', '.join(self.splits)}")
 
+    def _check_root(self) -> None:
+        """Raise `UserError` unless the root is the data set's."""
+        for fault in self.root_faults():
+            raise UserError(fault)
+
     def root_faults(self) -> list[str]:
         """What is wrong with the folder as a whole, a line for each fault."""
         if not self.root.is_dir():
@@ -157,7 +162,8 @@ class Layout:
         """The folder near the root that is the archive, if there is one."""
         inside = [path for path in sorted(self.root.iterdir()) if path.is_dir()] if self.root.is_dir() else []
         near = [self.root / self.folder, *inside, *list(self.root.resolve().parents)[:2]]
-        return next((path for path in near if all((path / name).is_dir() for name in self.needs)), None)
+        found = (path for path in near if all((path / name).is_dir() for name in self.needs))
+        return next(found, None) if self.needs else None
 
 
 def read_id_list(path: str | Path) -> list[str]:

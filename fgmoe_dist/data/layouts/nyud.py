@@ -34,6 +34,9 @@ class NYUDv2(Layout):
     published = {"train": 795, "val": 654}
     size = "425x560"
 
+    def image_path(self, id_: str) -> Path:
+        return self.file_of("image", id_)
+
     def places(self, id_: str) -> dict[str, list[Path]]:
         names = {
             "image": f"images/{id_}.png",

@@ -30,8 +30,10 @@ from fgmoe_dist.data.layouts.sections import (
     listed,
 )
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import KINDS
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.settings import explain_validation
-from fgmoe_dist.tasks import TASKS
+from fgmoe_dist.tasks import TASKS, create_tasks
 
 ALL_KEYS = "configs/datasets/example.yaml shows all"
 
@@ -70,7 +72,7 @@ class OwnLayout(Layout):
         edge = self.described.get("edge")
         self.boundary_max_dist = edge.max_dist if isinstance(edge, Edges) else BOUNDARY_MAX_DIST
         try:
-            _ = self.labels
+            self._check_tasks()
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from error
         self.splits = tuple(self.description.splits)
@@ -138,6 +140,16 @@ class OwnLayout(Layout):
             if path is not None:
                 labels |= part.read(task, path)
         return labels
+
+    def _check_tasks(self) -> None:
+        """Ask whether labels and tasks can be made of what the file says, before any shard is built on it."""
+        labels = self.labels
+        create_tasks(self.tasks, self)
+        for task in (self.described.keys() & TASKS.keys()) - KNOWN_SECTIONS.keys():
+            part = self.described[task]
+            described = KINDS[part.kind].of(part.definition()).with_classes(part.names)
+            if described != labels[task]:  # nobody would notice bytes that are decoded otherwise than coded
+                raise UserError(f"tasks.{task} describes {described}, but this task has {labels[task]}: correct it")
 
     def root_faults(self) -> list[str]:
         if not self.root.is_dir():
@@ -220,10 +232,12 @@ def _section(task: str, part: dict[str, Any]) -> type[Section]:
     elif kind is None:
         raise UserError(
             f"tasks.{task}: no such task{_nearest(task, TASKS)}; one that is none of "
-            f"{', '.join(TASKS)} needs a kind: {' | '.join(SECTIONS)}"
+            f"{', '.join(TASKS)} needs a kind: {' | '.join(SECTIONS)}{HINT}"
         )
     elif kind not in SECTIONS:
-        raise UserError(f"tasks.{task}.kind: no kind {kind!r}{_nearest(kind, SECTIONS)}; use {' | '.join(SECTIONS)}")
+        raise UserError(
+            f"tasks.{task}.kind: no kind {kind!r}{_nearest(kind, SECTIONS)}; use {' | '.join(SECTIONS)}{HINT}"
+        )
     else:
         section = SECTIONS[kind]
     return section

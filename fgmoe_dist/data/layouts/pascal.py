@@ -69,6 +69,9 @@ class PASCALContext(Layout):
     published = {"train": 4998, "val": 5105}
     size = "500 along the longer side"
 
+    def image_path(self, id_: str) -> Path:
+        return self.file_of("image", id_)
+
     def places(self, id_: str) -> dict[str, list[Path]]:
         names = {
             "image": [f"JPEGImages/{id_}.jpg"],

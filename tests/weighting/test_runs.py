@@ -13,8 +13,8 @@ import pytest
 from fgmoe_dist.checkpoints.folder import find_checkpoint, read_state
 from fgmoe_dist.config import build_config
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.training.weighting import WEIGHTING
-from fgmoe_dist.training.weighting.base import Around, Seen, Weighting, WeightingSettings
+from fgmoe_dist.weighting import WEIGHTING
+from fgmoe_dist.weighting.base import Around, Seen, Weighting, WeightingSettings
 from tests.ranks import run_ranks
 from tests.runs import Runs, train_on_rank
 
@@ -148,7 +148,10 @@ def test_a_method_from_outside_trains_and_sees_its_batch_again(runs: Runs, monke
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"kind": "average"}, "kind=average is no weighting method; choose one of fixed, uncertainty, dwa, pcgrad"),
+        (
+            {"kind": "average"},
+            "train.weighting.kind='average': no such kind; there are fixed, uncertainty, dwa, pcgrad",
+        ),
         ({"kind": "dwa", "temperature": 0}, "train.weighting.temperature=0: input should be greater than 0"),
         ({"kind": "dwa", "temprature": 1}, "train.weighting.temprature: no such key"),
         ({"temperature": 1}, "train.weighting.temperature: no such key"),
