@@ -44,7 +44,7 @@ SEAMS = {
     "balance loss": ("fgmoe_dist.experts.balance", "BALANCE"),
     "kernel": ("fgmoe_dist.experts.kernels", "KERNELS"),
     "backend": ("fgmoe_dist.experts.backends", "BACKENDS"),
-    "weighting method": ("fgmoe_dist.training.weighting", "WEIGHTING"),
+    "weighting method": ("fgmoe_dist.weighting", "WEIGHTING"),
     "engine": ("fgmoe_dist.training.engines", "ENGINES"),
     "sink": ("fgmoe_dist.tracking.sinks", "SINKS"),
 }

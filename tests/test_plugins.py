@@ -14,13 +14,13 @@ from fgmoe_dist import plugins
 from fgmoe_dist.config import build_config
 from fgmoe_dist.decoders import DECODERS
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.training.weighting import WEIGHTING
+from fgmoe_dist.weighting import WEIGHTING
 from tests.plugged import example, plugged
 from tests.runs import ROOT, environment
 
 METHOD = """
-from fgmoe_dist.training.weighting import WEIGHTING
-from fgmoe_dist.training.weighting.fixed import Fixed
+from fgmoe_dist.weighting import WEIGHTING
+from fgmoe_dist.weighting.fixed import Fixed
 
 class {name}(Fixed):
     pass
@@ -139,7 +139,7 @@ def test_a_pickle_that_begins_with_them_loads_them_where_it_is_read(here):
     program = (
         "import pickle, sys; sys.path.append('.')\n"
         "_, method = pickle.load(open('work', 'rb'))\n"
-        "from fgmoe_dist.training.weighting import WEIGHTING; from fgmoe_dist import plugins\n"
+        "from fgmoe_dist.weighting import WEIGHTING; from fgmoe_dist import plugins\n"
         "print(WEIGHTING['called'] is method, *plugins.loaded()[0].adds)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment(), cwd=here)

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from fgmoe_dist.training.weighting import WEIGHTING
-from fgmoe_dist.training.weighting.base import Weighting, WeightingSettings
+from fgmoe_dist.weighting import WEIGHTING
+from fgmoe_dist.weighting.base import Weighting, WeightingSettings
 
 
 class LotterySettings(WeightingSettings):

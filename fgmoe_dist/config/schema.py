@@ -15,9 +15,9 @@ from fgmoe_dist.decoders.base import DecoderSettings, Routed, Surroundings
 from fgmoe_dist.decoders.fgmoe import FGMoESettings
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.settings import Section
-from fgmoe_dist.training.weighting import WEIGHTING
-from fgmoe_dist.training.weighting.base import WeightingSettings
-from fgmoe_dist.training.weighting.fixed import FixedSettings
+from fgmoe_dist.weighting import WEIGHTING
+from fgmoe_dist.weighting.base import WeightingSettings
+from fgmoe_dist.weighting.fixed import FixedSettings
 
 
 class Run(Section):

@@ -28,6 +28,7 @@ from fgmoe_dist.model import create_decoder
 from fgmoe_dist.planning.counts import Counts, Work
 from fgmoe_dist.precision import PRECISIONS
 from fgmoe_dist.tasks import create_tasks
+from fgmoe_dist.training.losses import task_losses
 
 META = torch.device("meta")
 
@@ -64,7 +65,7 @@ def count(config: Config) -> Counts:
             output = model(levels)
             recorder.part = "losses"
             labels = {t.name: t.label.empty(config.train.micro_batch_size, size_hw) for t in model.tasks}
-            loss = sum(task.loss(output.predictions[task.name], labels[task.name]) for task in model.tasks)
+            loss = sum(task_losses(model.tasks, output, labels)[1])
         recorder.part, recorder.backward = "decoder", True
         loss.backward()
     return Counts(

@@ -13,8 +13,8 @@ import pytest
 from fgmoe_dist.checkpoints.folder import find_checkpoint, read_state
 from fgmoe_dist.config import build_config
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.training.weighting import WEIGHTING
-from fgmoe_dist.training.weighting.base import Around, Seen, Weighting, WeightingSettings
+from fgmoe_dist.weighting import WEIGHTING
+from fgmoe_dist.weighting.base import Around, Seen, Weighting, WeightingSettings
 from tests.ranks import run_ranks
 from tests.runs import Runs, train_on_rank
 
