@@ -29,7 +29,7 @@ from fgmoe_dist.tasks import KINDS as TASK_KINDS
 from fgmoe_dist.tracking.run_folder import RunFolder
 from tests.archives import save
 from tests.plugged import EXAMPLES, example, plugged
-from tests.runs import ROOT, Runs, environment, losses, train_on_rank
+from tests.runs import ROOT, Runs, environment, losses
 
 HW = (90, 110)
 WORKSHOP = ("warmth", "angle")
