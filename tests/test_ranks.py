@@ -1,4 +1,4 @@
-"""What rank 0 finds, every rank gets; where it fails, every rank fails. What the environment says of a rank is checked."""
+"""What rank 0 finds, every rank gets; where it fails, every rank fails. What the environment says is checked."""
 
 from __future__ import annotations
 

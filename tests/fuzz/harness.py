@@ -88,7 +88,7 @@ def _end_of(target: Target, work: Path) -> tuple[str, str]:
             target.use(work)
         return "right", ""
     except UserError as error:
-        return ("refused", "") if _is_one_line(str(error)) else ("many lines", str(error))
+        return ("refused", "") if _is_one_line(str(error)) else ("many lines", f"UserError: {str(error)!r}")
     except (SystemExit, Exception, Hangs) as error:
         if isinstance(error, SystemExit) and error.code == 2:
             return "refused", ""  # argparse

@@ -430,7 +430,7 @@ def _write_lines(folder: Path) -> None:
     (folder / "a_folder/mine.txt").write_text("x")
     _write_config(folder)
     _write_run(folder / "runs")
-    (folder / "line.json").write_text("[]")
+    (folder / "line.json").write_text(json.dumps(["shards", "verify", "shards"]))
 
 
 def _spoil_line(folder: Path, rng: random.Random) -> str:
@@ -462,9 +462,7 @@ def _use_line(folder: Path) -> None:
         module.run(parser.parse_args(rest))
     except SystemExit as error:
         _must(error.code in (0, 2, None), f"exit code {error.code}")
-    _must(
-        (folder / "a_folder/mine.txt").read_text() == "x" and (folder / "a_file").read_text() == "x", "a file is lost"
-    )
+    _must((folder / "a_folder/mine.txt").read_text() == "x", "a file is lost that nobody named")
 
 
 def _spoil_index_or_tar(folder: Path, rng: random.Random) -> str:
