@@ -6,6 +6,7 @@ from fgmoe_dist.decoders.base import Decoder
 from fgmoe_dist.decoders.cross_stitch import CrossStitch
 from fgmoe_dist.decoders.dense import Dense
 from fgmoe_dist.decoders.fgmoe import FGMoE
+from fgmoe_dist.decoders.mlore import MLoRE
 from fgmoe_dist.decoders.mti_net import MTINet
 from fgmoe_dist.decoders.multi_task import MultiTask
 from fgmoe_dist.decoders.nddr import NDDR
@@ -21,4 +22,5 @@ DECODERS: dict[str, type[Decoder]] = {
     "cross_stitch": CrossStitch,
     "nddr": NDDR,
     "mti_net": MTINet,
+    "mlore": MLoRE,
 }

@@ -170,12 +170,16 @@ class Decoder(nn.Module, ABC):
         """Parameters of the routed experts that one token of one task passes."""
         return 0
 
+    def idle_parameters(self) -> int:
+        """Replicated parameters that all tasks share and yet one token of one task does not pass."""
+        return 0
+
 
 def parameter_counts(decoder: Decoder, encoder: nn.Module, ep_size: int) -> dict[str, int]:
     """Parameters of the whole model, over all ranks: `total`, `trained`, `routed`, and `active` for one token.
 
-    A token of one task passes what all tasks share, its own task's parts, and its own routed experts. Parts of
-    different size (heads) count with their mean over tasks.
+    A token of one task passes what all tasks share and is not idle for it, its own task's parts, and its own routed
+    experts. Parts of different size (heads) count with their mean over tasks.
     """
     tasks = len(decoder.tasks)
     dense = [p for p in decoder.parameters() if not is_expert_parameter(p)]
@@ -187,7 +191,7 @@ def parameter_counts(decoder: Decoder, encoder: nn.Module, ep_size: int) -> dict
         "total": replicated + routed,
         "trained": trained + routed,
         "routed": routed,
-        "active": replicated - own * (tasks - 1) // tasks + decoder.active_experts(),
+        "active": replicated - decoder.idle_parameters() - own * (tasks - 1) // tasks + decoder.active_experts(),
     }
 
 

@@ -140,6 +140,11 @@ class FGMoE(Decoder):
             if module is not self and hasattr(module, "own_parameters"):
                 yield from module.own_parameters()
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Where all tasks route over one bank, its experts are among them."""
+        routed = filter(is_expert_parameter, self.parameters()) if self.experts.bank == "shared" else ()
+        return [*super().shared_parameters(), *routed]
+
     def active_experts(self) -> int:
         routed = self.ep_size * sum(p.numel() for p in self.parameters() if is_expert_parameter(p))
         return routed // (self.experts.banks(len(self.tasks)) * self.experts.routed) * self.experts.top_k

@@ -26,16 +26,17 @@ def task_losses(
     last, between, whole = {}, {}, []
     for task in tasks:
         prediction_BKHW, target = output.predictions[task.name], labels[task.name]
-        last[task.name] = total = _loss(task, prediction_BKHW, target, average)
+        last[task.name] = total = task_loss(task, prediction_BKHW, target, average)
         for step in output.intermediate:
             resized_BKHW = resize(step.predictions[task.name], prediction_BKHW.shape[-2:])
-            loss = between[f"loss/{task.name}/{step.name}"] = _loss(task, resized_BKHW, target, average)
+            loss = between[f"loss/{task.name}/{step.name}"] = task_loss(task, resized_BKHW, target, average)
             total = total + step.weight * loss
         whole.append(total)
     return last | between, whole
 
 
-def _loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str) -> Tensor:
+def task_loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str) -> Tensor:
+    """`image`: the mean of each image's own loss, however a batch is split; `batch`: that of all pixels together."""
     if average == "batch":
         return task.loss(prediction_BKHW, target)
     images = zip(prediction_BKHW.split(1), target.split(1))

@@ -25,9 +25,9 @@ from fgmoe_dist.training.batches import Samples, ShardSamples
 from fgmoe_dist.training.engines import Engine, load_engine
 from fgmoe_dist.training.losses import task_losses
 from fgmoe_dist.training.schedule import learning_rate
-from fgmoe_dist.training.weighting import create_weighting
-from fgmoe_dist.training.weighting.base import Around
-from fgmoe_dist.training.weighting.weighing import Weighing
+from fgmoe_dist.weighting import create_weighting
+from fgmoe_dist.weighting.base import Around
+from fgmoe_dist.weighting.weighing import Weighing
 
 
 @dataclass
@@ -48,19 +48,19 @@ class Trainer:
 
     Args:
         samples: by default the shards that `config` names.
-        engine: a name of `ENGINES`.
+        engine: a name of `ENGINES`, by default `parallel.engine`.
 
     Attributes:
         stage: called with "data", "encoder", "forward", "backward" or "update", gives the context that this stage of a
             step runs in; whoever measures puts a clock there.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, samples: Samples | None = None, engine: str = "deepspeed"):
+    def __init__(self, config: Config, ranks: Ranks, samples: Samples | None = None, engine: str = ""):
         check_world(config, ranks.world)
         self.config, self.ranks, self.step = config, ranks, 0
         self.samples: Samples = samples or ShardSamples(config)
-        self.engine_name = engine
-        module = load_engine(engine)
+        self.engine_name = engine or config.parallel.engine
+        module = load_engine(self.engine_name)
         module.prepare(config.parallel.ep_size)
         self.model: Model = create_model(config, self.samples.info).to(ranks.device)
         self.samples.check(config, self.model.encoder)

@@ -189,11 +189,17 @@ def test_a_list_of_patterns_takes_the_first_that_exists(kitchen):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.pop("image"), "image: Field required"),
-        (lambda v: v["tasks"]["semseg"].update(file="semseg.png"), r"tasks.semseg.file: write \{id\}"),
-        (lambda v: v["tasks"]["semseg"].update(clases=[1]), "tasks.semseg.clases: no such key"),
-        (lambda v: v["tasks"]["normals"].update(axes=["x", "x", "z"]), "tasks.normals.axes: name each of x, y, z once"),
-        (lambda v: v["tasks"]["depth"].update(unit=0), "tasks.depth.unit: Input should be greater than 0"),
+        (lambda v: v.pop("image"), "image: field required"),
+        (lambda v: v["tasks"]["semseg"].update(file="semseg.png"), r"tasks.semseg.file='semseg.png': write \{id\}"),
+        (
+            lambda v: v["tasks"]["semseg"].update(clases=[1]),
+            "tasks.semseg.clases: no such key; did you mean tasks.semseg.classes",
+        ),
+        (
+            lambda v: v["tasks"]["normals"].update(axes=["x", "x", "z"]),
+            r"tasks.normals.axes=\['x', 'x', 'z'\]: name each of x, y, z once",
+        ),
+        (lambda v: v["tasks"]["depth"].update(unit=0), "tasks.depth.unit=0: input should be greater than 0"),
         (lambda v: v["tasks"]["depth"].update(file="dpth/{id}.png"), "tasks.depth.file dpth/{id}.png: no image of any"),
         (lambda v: v.update(tasks={}), "tasks is empty"),
         (lambda v: v["tasks"].update(sensei={"file": "x"}), r"tasks\.sensei: no such task.*needs a kind: classes \|"),
@@ -217,11 +223,11 @@ def test_a_list_of_patterns_takes_the_first_that_exists(kitchen):
         (lambda v: v["tasks"]["disparity"].update(unit=2), "tasks.disparity: unit is the number 2 and factor is given"),
         (lambda v: v["tasks"]["disparity"].update(metric="rsme"), "disparity: metric is rsme; use one of rmse, mae"),
         (lambda v: v["tasks"]["albedo"].update(metric="mean"), "albedo: metric is mean; use rmse"),
-        (lambda v: v["tasks"]["disparity"].update(scales="up"), "tasks.disparity.scales: Input should be 'none'"),
+        (lambda v: v["tasks"]["disparity"].update(scales="up"), "tasks.disparity.scales='up': input should be 'none'"),
         (lambda v: v["tasks"]["albedo"].update(range=[1, 0]), "tasks.albedo: range: give the lowest value"),
         (lambda v: v["tasks"]["albedo"].update(invalid=[0]), "tasks.albedo: invalid: give one value for each of the 3"),
         (lambda v: v["tasks"]["albedo"].update(unit=True), "tasks.albedo: unit: directions have"),
-        (lambda v: v["tasks"]["material"].update(classes=[]), "tasks.material.classes: name 1 to 65535"),
+        (lambda v: v["tasks"]["material"].update(classes=[]), r"tasks.material.classes=\[\]: name 1 to 65535"),
         (
             lambda v: v["tasks"]["semseg"].update(first=65535),
             "tasks.semseg: first: the last class would be value 65538",
@@ -234,9 +240,9 @@ def test_a_list_of_patterns_takes_the_first_that_exists(kitchen):
         (lambda v: v["tasks"].update({"My Task": v["tasks"]["reflection"]}), "task 'My Task': give another name"),
         (
             lambda v: (v["tasks"]["semseg"].update(clases=[1]), v["tasks"]["depth"].update(unit=0), v.pop("splits")),
-            r"splits: Field required; tasks\.depth\.unit: Input.*; tasks\.semseg\.clases: no such key",
+            r"splits: field required; tasks\.depth\.unit=0: input.*; tasks\.semseg\.clases: no such key",
         ),
-        (lambda v: v.update(name="My Kitchen"), "name: String should match"),
+        (lambda v: v.update(name="My Kitchen"), "name='My Kitchen': string should match"),
         (lambda v: v.update(root="nowhere"), "root .*nowhere is no folder"),
         (lambda v: v["splits"].update(train="train.txt"), "cannot read the id list .*train.txt"),
     ],

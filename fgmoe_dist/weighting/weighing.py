@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fgmoe_dist.training.weighting.base import Seen, Weighting
-from fgmoe_dist.training.weighting.gradients import TaskGradients, substituted
+from fgmoe_dist.weighting.base import Seen, Weighting
+from fgmoe_dist.weighting.gradients import TaskGradients, substituted
 
 
 class Weighing:

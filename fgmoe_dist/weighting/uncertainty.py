@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fgmoe_dist.training.weighting.base import Around, Seen, Weighting, WeightingSettings
+from fgmoe_dist.weighting.base import Around, Seen, Weighting, WeightingSettings
 
 FIRST_S = -0.5
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's own defaults (arXiv 1412.6980)

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgmoe_dist.training.weighting import WEIGHTING, create_weighting
-from fgmoe_dist.training.weighting.base import Around, Seen, Weighting
-from fgmoe_dist.training.weighting.pcgrad import surgery
+from fgmoe_dist.weighting import WEIGHTING, create_weighting
+from fgmoe_dist.weighting.base import Around, Seen, Weighting
+from fgmoe_dist.weighting.pcgrad import surgery
 
 TASKS = ("semseg", "depth", "normals")
 LOSSES = [[2.0, 0.3, 7.0], [1.5, 0.4, 6.0], [1.2, 0.2, 6.5], [1.1, 0.1, 5.0], [1.0, 0.1, 4.0], [0.5, 0.2, 4.5]]

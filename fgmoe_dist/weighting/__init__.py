@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fgmoe_dist.training.weighting.base import Around, Weighting, WeightingSettings
-from fgmoe_dist.training.weighting.dwa import DWA
-from fgmoe_dist.training.weighting.fixed import Fixed
-from fgmoe_dist.training.weighting.pcgrad import PCGrad
-from fgmoe_dist.training.weighting.uncertainty import Uncertainty
+from fgmoe_dist.weighting.base import Around, Weighting, WeightingSettings
+from fgmoe_dist.weighting.dwa import DWA
+from fgmoe_dist.weighting.fixed import Fixed
+from fgmoe_dist.weighting.pcgrad import PCGrad
+from fgmoe_dist.weighting.uncertainty import Uncertainty
 
 WEIGHTING: dict[str, type[Weighting]] = {
     "fixed": Fixed,

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fgmoe_dist.training.weighting.base import Seen, Weighting, WeightingSettings
+from fgmoe_dist.weighting.base import Seen, Weighting, WeightingSettings
 
 
 class PCGradSettings(WeightingSettings):

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from fgmoe_dist.config import Config, build_config
-from fgmoe_dist.training.weighting.base import Around, Seen, Weighting
-from fgmoe_dist.training.weighting.fixed import Fixed
-from fgmoe_dist.training.weighting.pcgrad import PCGrad, PCGradSettings, draw_orders
-from fgmoe_dist.training.weighting.weighing import Weighing
+from fgmoe_dist.weighting.base import Around, Seen, Weighting
+from fgmoe_dist.weighting.fixed import Fixed
+from fgmoe_dist.weighting.pcgrad import PCGrad, PCGradSettings, draw_orders
+from fgmoe_dist.weighting.weighing import Weighing
 from tests.ranks import run_ranks
 from tests.training.test_truth import (
     EXPERTS,
@@ -34,7 +34,7 @@ from tests.training.test_truth import (
     distance,
     inputs,
 )
-from tests.training.weighting.test_methods import paper
+from tests.weighting.test_methods import paper
 
 STEPS, MICRO_BATCHES, SEED = 2, 4, 5
 CASE = Case(counts=(5, 5, 5, 5))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fgmoe_dist.training.weighting.base import Around, Seen, Weighting, WeightingSettings
+from fgmoe_dist.weighting.base import Around, Seen, Weighting, WeightingSettings
 
 
 class DWASettings(WeightingSettings):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fgmoe_dist.training.weighting.gradients import TaskGradients, substituted
+from fgmoe_dist.weighting.gradients import TaskGradients, substituted
 
 TASKS, PARTS = 3, 2
 

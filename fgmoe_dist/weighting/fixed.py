@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fgmoe_dist.training.weighting.base import Weighting, WeightingSettings
+from fgmoe_dist.weighting.base import Weighting, WeightingSettings
 
 
 class FixedSettings(WeightingSettings):
