@@ -14,7 +14,11 @@ from fgmoe_dist.config import Config, build_config, check_world, load_config, to
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.settings import Section, flatten, known_keys
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted(
+    path
+    for folder in (".", "decoders")
+    for path in (Path(__file__).resolve().parents[1] / "configs" / folder).glob("*.yaml")
+)
 
 
 def write(path: Path, **values) -> Path:
