@@ -219,7 +219,7 @@ def test_the_ranks_must_fit():
 
 @settings(deadline=None)
 @given(
-    name=st.text(st.characters(blacklist_categories=("Cs",)), max_size=20),
+    name=st.text(st.characters(blacklist_categories=("Cs",)), max_size=20).filter(str.strip),
     lr=st.floats(1e-12, 1e6),
     taps=st.none() | st.lists(st.integers(0, 40)),
     weights=st.dictionaries(st.sampled_from(["semseg", "edge"]), st.floats(0, 1e9)),
