@@ -1,13 +1,11 @@
-"""What rank 0 finds, every rank gets; where it fails, every rank fails."""
+"""What rank 0 finds, every rank gets; where it fails, every rank fails. What the environment says is checked."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 
 from fgmoe_dist.errors import CannotWrite, UserError
-from fgmoe_dist.ranks import RankLost, _place_among_ranks, from_first
+from fgmoe_dist.ranks import RankLost, from_first, read_environment
 from tests.ranks import run_ranks
 
 
@@ -42,42 +40,36 @@ def test_from_first(error, expected):
     assert run_ranks(2, ask, error, timeout=60) == expected
 
 
-WHOLE = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+GOOD = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
-def place(monkeypatch, **variables: str) -> int:
-    for name in WHOLE:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    return _place_among_ranks()
+def test_the_environment_of_every_launcher_is_read():
+    assert read_environment({}) == (0, 1, 0, 1)
+    assert read_environment(GOOD) == (1, 4, 1, 1)
+    assert read_environment({**GOOD, "LOCAL_WORLD_SIZE": "2"}).local_world == 2  # torchrun's
+    assert read_environment({**GOOD, "LOCAL_SIZE": "4"}).local_world == 4  # deepspeed's
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
-@pytest.mark.parametrize("value", [None, ""])
-def test_half_of_what_a_launcher_sets_is_refused(monkeypatch, name, value):
-    given = {key: text for key, text in WHOLE.items() if key != name} | ({} if value is None else {name: value})
-    with pytest.raises(UserError, match=rf"WORLD_SIZE=2 is set and {name} not; start the ranks with torchrun"):
-        place(monkeypatch, **given)
-
-
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"])
-@pytest.mark.parametrize("value", ["x", "-1", "1.5", "²", " 1"])
-def test_what_is_no_number_is_refused(monkeypatch, name, value):
-    with pytest.raises(UserError, match=rf"{name}=.* in the environment is no number"):
-        place(monkeypatch, **{**WHOLE, name: value})
-
-
-def test_a_place_among_the_ranks(monkeypatch):
-    assert place(monkeypatch, **{**WHOLE, "LOCAL_RANK": "1"}) == 1
-    with pytest.raises(UserError, match="RANK=2 is none of the 2 ranks"):
-        place(monkeypatch, **{**WHOLE, "RANK": "2"})
-    with pytest.raises(UserError, match="RANK=1 is none of the 1 ranks"):
-        place(monkeypatch, RANK="1")
-    for given in ({}, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "29500"}):
-        assert place(monkeypatch, **given) == 0
-        assert [os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["0", "0", "1"]
-        assert os.environ["MASTER_PORT"].isdigit() and os.environ["MASTER_ADDR"]
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"LOCAL_RANK": None}, "RANK=1 is set and LOCAL_RANK is not: torchrun, deepspeed and .* set them all"),
+        ({"WORLD_SIZE": "", "MASTER_PORT": None}, "RANK=1 is set and WORLD_SIZE, MASTER_PORT is not"),
+        ({"RANK": "x"}, "RANK='x' in the environment: give a whole number from 0 to 3"),
+        ({"RANK": "4"}, "RANK='4' in the environment: give a whole number from 0 to 3"),
+        ({"RANK": "-1"}, "RANK='-1'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0' in the environment: give a whole number from 1"),
+        ({"LOCAL_RANK": "1.0"}, "LOCAL_RANK='1.0'"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE='0'"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT='99999' in the environment: give a whole number from 0 to 65535"),
+        ({"RANK": None}, "WORLD_SIZE=4 is set and RANK is not"),
+    ],
+)
+def test_an_environment_that_cannot_be_meant_is_told_in_one_line(change, message):
+    values = {key: value for key, value in {**GOOD, **change}.items() if value is not None}
+    with pytest.raises(UserError, match=message) as caught:
+        read_environment(values)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_rank_0_cannot_write_is_every_ranks_user_error():

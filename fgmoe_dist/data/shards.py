@@ -24,6 +24,7 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_atomically, write_png
 from fgmoe_dist.outputs import DUMPED
 from fgmoe_dist.outputs import claim as claim_folder
+from fgmoe_dist.plugins import Plugged
 from fgmoe_dist.progress import track
 
 SAMPLES_PER_SHARD = 8  # small, so that every reader has several; 6 (PASCAL) to 20 (NYUD) MB
@@ -144,7 +145,8 @@ def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int)
             yield _write_shard(layout, path, ids)
         return
     # spawn: a fork of a process that has threads (OpenCV, torch) may hang
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_process, (Plugged(),)) as pool:
         futures: list[Future] = [pool.submit(_write_shard, layout, path, ids) for path, ids in jobs]
         try:
             for future in track(as_completed(futures), "building shards", len(futures)):
@@ -153,7 +155,7 @@ def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int)
             pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _start_process(_: Plugged) -> None:
     import cv2
 
     cv2.setNumThreads(1)
