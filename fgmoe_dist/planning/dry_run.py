@@ -12,8 +12,6 @@ from fgmoe_dist.config import Config
 from fgmoe_dist.decoders.base import parameter_counts
 from fgmoe_dist.evaluation.evaluate import evaluate
 from fgmoe_dist.planning.traffic import exchange_bytes
-from fgmoe_dist.tracking.run_folder import RunFolder
-from fgmoe_dist.tracking.sinks import create_sinks
 from fgmoe_dist.training.trainer import Trainer, mean_over_ranks
 
 
@@ -76,7 +74,6 @@ def trial_engine(config: Config, world: int) -> str:
 def dry_run(trainer: Trainer) -> None:
     """Prints the plan, then trains one step and evaluates a few images, so that mistakes show now. Writes nothing."""
     if trainer.ranks.is_first:
-        create_sinks(RunFolder(trainer.config.run.dir), trainer.config.model_dump(mode="json"))
         print_plan(trainer)
     report = trainer.train_step()
     losses = mean_over_ranks(report.losses)
