@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fgmoe_dist import __version__, plugins
-from fgmoe_dist.arguments import add_plugin
+from fgmoe_dist.arguments import add_plugin, refuse_empty
 
 # In the order of a project's life. A verb's module is imported when it is called, so that help answers at once.
 VERBS = {
