@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from fgmoe_dist import plugins
-from fgmoe_dist.arguments import add_config, add_plugin, refuse_empty
+from fgmoe_dist.arguments import add_config, add_plugin, parse, refuse_empty
 from fgmoe_dist.config import check_world, load_config, to_yaml
 from fgmoe_dist.ranks import exit_with_error, from_first, process_group
 from fgmoe_dist.training.engines import check_engine
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         arguments = sys.argv[1:] if argv is None else argv
         refuse_empty(arguments)
-        run(parser.parse_args(plugins.take(arguments)))
+        run(parse(parser, plugins.take(arguments)))
     except BaseException as error:
         exit_with_error(error)
 
