@@ -157,7 +157,9 @@ def _probe(folder: Path, name: str) -> None:
     """OSError unless a file may be made in `folder`, or in the nearest folder above that there is. Leaves no trace."""
     if len(os.fsencode(name)) > 255:
         raise OSError(errno.ENAMETOOLONG, "File name too long")
-    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if "\0" in f"{folder}{name}":
+        raise ValueError("embedded null character")
+    place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))  # also a link to nothing
     with tempfile.TemporaryFile(dir=place) as file:
         file.write(bytes(PROBE_BYTES))
 

@@ -34,9 +34,9 @@ HINT = f"; what a plug-in adds is known with {OPTION}"  # ends a message on a na
 # The dictionaries that plug-ins add to, by what they hold.
 SEAMS = {
     "task": ("fgmoe_dist.tasks.registry", "TASKS"),
-    "task of a kind of label": ("fgmoe_dist.tasks.registry", "KINDS"),
     "kind of label": ("fgmoe_dist.labels", "KINDS"),
-    "section of a data set": ("fgmoe_dist.data.layouts.sections", "SECTIONS"),
+    "task of kind": ("fgmoe_dist.tasks.registry", "KINDS"),
+    "section of kind": ("fgmoe_dist.data.layouts.sections", "SECTIONS"),
     "data set": ("fgmoe_dist.data.layouts", "LAYOUTS"),
     "decoder": ("fgmoe_dist.decoders", "DECODERS"),
     "kind of expert": ("fgmoe_dist.experts.kinds", "KINDS"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ import traceback
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Callable, Iterator, Optional, TypeVar
+from typing import Callable, Iterator, Mapping, NamedTuple, Optional, TypeVar
 
 import psutil
 import torch
@@ -29,8 +30,8 @@ T = TypeVar("T")
 # A rank that computes longer than this between two collectives is taken for dead.
 TIMEOUT = timedelta(minutes=30)
 
-# What every launcher sets for each process.
-LAUNCHERS_SET = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MOST_RANKS = 10**6
+LAUNCHERS = "torchrun, deepspeed and launchers/srun.sh set them all; unset them for one process"
 
 
 @dataclass(frozen=True)
@@ -77,61 +78,72 @@ def from_first(look: Callable[[], T]) -> T:
     return box[0]
 
 
+class Place(NamedTuple):
+    """What the launcher says of this process."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def read_environment(environment: Mapping[str, str]) -> Place:
+    """The place among the ranks that the environment gives; one alone where it says nothing.
+
+    UserError where a variable is no number, a rank is not below its world, or half of them are missing.
+    """
+    if "RANK" not in environment:
+        if environment.get("WORLD_SIZE", "1") != "1":
+            raise UserError(f"WORLD_SIZE={environment['WORLD_SIZE']} is set and RANK is not: {LAUNCHERS}")
+        return Place(0, 1, 0, 1)
+    missing = [name for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if missing:
+        raise UserError(f"RANK={environment['RANK']} is set and {', '.join(missing)} is not: {LAUNCHERS}")
+    world = _number(environment, "WORLD_SIZE", 1, MOST_RANKS)
+    _number(environment, "MASTER_PORT", 0, 65535)
+    local_size = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"
+    return Place(
+        _number(environment, "RANK", 0, world - 1),
+        world,
+        _number(environment, "LOCAL_RANK", 0, world - 1),
+        _number(environment, local_size, 1, world) if local_size in environment else 1,
+    )
+
+
+def _number(environment: Mapping[str, str], name: str, low: int, high: int) -> int:
+    text = environment[name]
+    if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
+        raise UserError(f"{name}={text!r} in the environment: give a whole number from {low} to {high}; {LAUNCHERS}")
+    return int(text)
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[Ranks]:
     """Joins the ranks that the launcher started; leaves them on the way out, whatever happened."""
     quieten_deepspeed()
+    place = read_environment(os.environ)
     cuda = torch.cuda.is_available()
-    local_rank = _place_among_ranks()
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
+        )
     if cuda:
-        _take_gpu(local_rank)
+        _take_gpu(place.local_rank)
     elif os.environ.get("OMP_NUM_THREADS", "1") == "1" and "SLURM_CPUS_PER_TASK" not in os.environ:
         # torchrun sets 1 where nobody has chosen; SLURM's share is a choice.
-        local_world = int_of_environment("LOCAL_WORLD_SIZE", int_of_environment("LOCAL_SIZE", 1))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_world)))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_world))
     signal.signal(signal.SIGTERM, _terminate)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     # NCCL that knows its device builds later groups from this one; a world of one has nothing to build from.
     bound = device if cuda and os.environ["WORLD_SIZE"] != "1" else None
     dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=bound)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), place.local_rank, device)
         dist.barrier()
     finally:
         # After an error the other ranks may wait in a collective that will never come; do not wait for them.
         if sys.exc_info()[0] is None:
             dist.destroy_process_group()
-
-
-def _place_among_ranks() -> int:
-    """This process's LOCAL_RANK; what a launcher sets is complete in the environment from here on.
-
-    UserError for half of it: with a rank but no local rank, every process of a machine would take its first GPU.
-    """
-    if int_of_environment("WORLD_SIZE", 1) == 1:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({name: value for name, value in alone.items() if not os.environ.get(name)})
-        if not os.environ.get("MASTER_PORT"):
-            os.environ["MASTER_PORT"] = str(free_port())
-    missing = [name for name in LAUNCHERS_SET if not os.environ.get(name)]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set and {', '.join(missing)} not; start the ranks with torchrun,"
-            f" deepspeed or launchers/srun.sh, which set {', '.join(LAUNCHERS_SET)}"
-        )
-    rank, world = int_of_environment("RANK"), int_of_environment("WORLD_SIZE")
-    if rank >= world:
-        raise UserError(f"RANK={rank} is none of the {world} ranks of WORLD_SIZE; start them with one launcher")
-    int_of_environment("MASTER_PORT")
-    return int_of_environment("LOCAL_RANK")
-
-
-def int_of_environment(name: str, default: int = 0) -> int:
-    """A variable of the environment as a number from 0 on; `default` where it is not set. UserError for other text."""
-    text = os.environ.get(name) or str(default)
-    if not (text.isascii() and text.isdigit()):
-        raise UserError(f"{name}={text!r} in the environment is no number; start with a launcher, or unset it")
-    return int(text)
 
 
 @contextlib.contextmanager
@@ -151,7 +163,8 @@ def exit_with_error(error: BaseException) -> None:
 
     `os._exit`, because a failed rank's background threads may hang in a collective and keep the process alive.
     """
-    rank = _rank_for_messages()
+    text = os.environ.get("RANK", "0")
+    rank = int(text) if text.isdecimal() else 0
     if (line := told(error)) is not None:
         if rank:
             # A mistake that all ranks see is rank 0's to tell; by now the launcher has ended this one.
@@ -171,12 +184,6 @@ def exit_with_error(error: BaseException) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _rank_for_messages() -> int:
-    with contextlib.suppress(UserError):
-        return int_of_environment("RANK")
-    return 0
 
 
 def _take_gpu(local_rank: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +18,11 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.settings import Section, flatten, known_keys
 from fgmoe_dist.yaml_files import parse_yaml
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted(
+    path
+    for folder in (".", "decoders")
+    for path in (Path(__file__).resolve().parents[1] / "configs" / folder).glob("*.yaml")
+)
 
 
 def write(path: Path, **values) -> Path:
@@ -362,6 +369,64 @@ def test_flat_names_are_those_of_set():
     assert flat["experts.top_k"] == 4 and flat["tasks"] == ["semseg", "depth", "normals", "edge"]
     keys = known_keys(Config)
     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
-    assert flat.keys() == leaves - {"train.loss_weights", "experts.balance_losses"}, "empty mappings have no names"
+    assert flat.keys() <= leaves
+    others = {key for key in leaves - flat.keys() if not key.startswith(("decoder.", "train.weighting."))}
+    assert others == {"train.loss_weights", "experts.balance_losses"}, "empty mappings have no names"
     weighted = build_config({"train": {"loss_weights": {"depth": 2}}}).model_dump(mode="json")
     assert flatten(weighted) == {**flat, "train.loss_weights.depth": 2.0}
+
+
+MAY_BE_EMPTY = {"data.train", "data.val", "tracking.uri"}
+
+
+def texts(model, above=""):
+    """Keys that hold text, or a list of it."""
+    for name, field in model.model_fields.items():
+        if issubclass_of_section(field.annotation):
+            yield from texts(field.annotation, f"{above}{name}.")
+        elif field.annotation in (str, Path) or (
+            get_origin(field.annotation) is list and str in get_args(field.annotation)
+        ):
+            yield f"{above}{name}", field.annotation
+
+
+@pytest.mark.parametrize("key", [key for key, _ in texts(Config)])
+def test_an_empty_path_or_name_is_refused(key):
+    kind = dict(texts(Config))[key]
+    for text in ("", " ", "\t"):
+        values: dict = {}
+        *above, leaf = key.split(".")
+        section = values
+        for name in above:
+            section = section.setdefault(name, {})
+        section[leaf] = [text] if get_origin(kind) is list else text
+        if key in MAY_BE_EMPTY:
+            build_config(values)
+        else:
+            with pytest.raises(UserError, match=re.escape(key)):
+                build_config(values)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("run.dir=", "run.dir='': is empty"),
+        ("run.dir=~/runs/a", "begins with ~"),
+        ("run.name=", "run.name='': is empty"),
+        ('run.dir="a\\0b"', "null character"),
+        ("run.seed=18446744073709551616", "should be less than 18446744073709551616"),
+        ("run.seed=-1", "greater than or equal to 0"),
+        ("run.seed=1e400", "run.seed"),
+    ],
+)
+def test_what_no_run_can_be_named_or_seeded_by(tmp_path, override, told):
+    (tmp_path / "a.yaml").write_text("{}")
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_config(tmp_path / "a.yaml", [override])
+
+
+def test_the_largest_seed_is_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("{}")
+    config = load_config(tmp_path / "a.yaml", ["run.seed=18446744073709551615"])
+    torch.manual_seed(config.run.seed)
+    assert build_config(yaml.safe_load(to_yaml(config))) == config

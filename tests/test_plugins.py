@@ -84,7 +84,7 @@ def test_what_a_run_says_of_its_plug_ins(here):
     [
         ("none.py", None, "plug-in .*none.py: cannot be loaded: there is no such file"),
         ("absent", None, "plug-in absent: cannot be loaded: ModuleNotFoundError: No module named 'absent'"),
-        ("broken.py", "1 / 0\n", r"plug-in .*broken.py: cannot be loaded: ZeroDivisionError: .*\(.*broken.py, line 1\)"),
+        ("broken.py", "1 / 0\n", r"broken.py: cannot be loaded: ZeroDivisionError: .*\(.*broken.py, line 1\)"),
         ("bad.py", "x = = 1\n", "plug-in .*bad.py: cannot be loaded: SyntaxError: invalid syntax"),
         ("quits.py", "raise SystemExit\n", "plug-in .*quits.py: cannot be loaded: SystemExit"),
         ("json.py", "x = 1\n", r"plug-in .*json.py: cannot be loaded: another module has its name \(.*/json/"),

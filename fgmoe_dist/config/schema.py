@@ -83,7 +83,7 @@ REDUCTION_BUCKET = 500_000_000
 class Parallel(Section):
     ep_size: int = Field(1, ge=1, le=1_000_000, description="ranks that share one copy of the routed experts")
     zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage")
-    engine: str = Field(
+    engine: Name = Field(
         "deepspeed", description="what trains over ranks: deepspeed; plain, one process in fp32 without it"
     )
 

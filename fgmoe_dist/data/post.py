@@ -40,12 +40,6 @@ def shared_memory(size: int = 0) -> Iterator[None]:
         raise _too_small(size, first_line(error)) from None
 
 
-def check_shared_memory(size: int) -> None:
-    """UserError unless so many bytes are free in it: where torch shares tensors itself, it would wait for ever."""
-    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < size:
-        raise _too_small(size, "too little")
-
-
 def _too_small(size: int, reason: str) -> UserError:
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
     wanted = f", {size / 2**20:.0f} MiB are wanted at once" if size else ""

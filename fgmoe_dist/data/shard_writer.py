@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fgmoe_dist.data import codec
-from fgmoe_dist.data.shardset import FORMAT, INDEX, ShardSet
+from fgmoe_dist.data.shard_index import FORMAT
+from fgmoe_dist.data.shardset import INDEX, ShardSet
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import to_json, write_atomically
 from fgmoe_dist.labels import Label

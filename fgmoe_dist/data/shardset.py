@@ -8,7 +8,6 @@ behind anything WebDataset's `gopen` opens: http, object stores, `pipe:` command
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -20,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from fgmoe_dist.data import codec
+from fgmoe_dist.data.shard_index import parse_index
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
 from fgmoe_dist.tasks.labelling import KNOWN_KEYS, labels_of, require_labels
 
-FORMAT = 1
 INDEX = "index.json"
 
 _ENTRY = re.compile(r"(?P<id>[A-Za-z0-9_-]+)\.(?P<key>[a-z0-9_]+)\.(?P<ext>[a-z]+)")
@@ -252,7 +251,7 @@ def _index_of(url: str) -> tuple[str, str | None]:
 
 
 def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
-    index = _parse_index(_fetch(index_url, f"shard index {index_url}", UserError), index_url)
+    index = parse_index(_fetch(index_url, f"shard index {index_url}", UserError), index_url)
     head, _, tail = index_url.rpartition(INDEX)
     if "views" in index:
         if names is not None:
@@ -267,6 +266,8 @@ def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
         ]
         if names is not None:
             by_name = {shard.name: shard for shard in shards}
+            if strangers := [name for name in names if name not in by_name]:
+                raise UserError(f"it has no {strangers[0]!r}: name other shards, or rebuild the set")
             shards = [by_name[name] for name in names]
         return ShardSet(
             dataset=index["dataset"],
@@ -278,8 +279,6 @@ def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
             shards=tuple(shards),
             definitions=definitions,
         )
-    except KeyError as error:
-        raise UserError(f"shard index {index_url} has no {error}: name other shards, or rebuild the set") from error
     except UserError as error:
         raise UserError(f"shard index {index_url}: {error}") from error
 
@@ -293,16 +292,6 @@ def _read_views(index: dict, index_urls: list[str]) -> ShardSet:
         made_with=index["made_with"],
     )
     return replace(views[0], cache=cache)
-
-
-def _parse_index(data: bytes, index_url: str) -> dict:
-    try:
-        index = json.loads(data)
-    except ValueError as error:
-        raise UserError(f"shard index {index_url} is no JSON ({error}): rebuild the set") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise UserError(f"shard index {index_url} is not of format {FORMAT}: rebuild the set with this version")
-    return index
 
 
 def _join(parts: list[ShardSet]) -> ShardSet:

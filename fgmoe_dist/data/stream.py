@@ -347,14 +347,15 @@ def _loader(stream: _Stream, workers: int) -> DataLoader:
         stream,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=start_worker(),
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _as_it_is(item):
+def as_it_is(item):
+    """DataLoader's `collate_fn` for values that are whole; its own would make tensors of arrays."""
     return item
 
 

@@ -47,9 +47,9 @@ def _create_whole(name: str, info: DatasetInfo, options: dict[str, Any]) -> Task
 
 
 def _create(name: str, info: DatasetInfo, options: dict[str, Any]) -> Task:
-    if name in TASKS:
-        return TASKS[name].create(name, info, {}, options)
     definitions = getattr(info, "definitions", None) or {}
+    if name in TASKS:
+        return TASKS[name].create(name, info, definitions.get(name, {}), options)
     if name not in definitions:
         near = _nearest(name, [*TASKS, *definitions])
         raise UserError(f"tasks: {name} is no task{near}, and the data set defines none{HINT}")

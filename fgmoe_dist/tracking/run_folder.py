@@ -139,7 +139,7 @@ class RunFolder:
 
     def evaluation_files(self) -> dict[int, Path]:
         """`eval/<step>.json` by step, earliest first."""
-        files = {int(path.stem): path for path in self._evaluations.glob("*.json") if path.stem.isdigit()}
+        files = {int(path.stem): path for path in self._evaluations.glob("*.json") if path.stem.isdecimal()}
         return dict(sorted(files.items()))
 
     def pictures(self, step: int) -> Path:

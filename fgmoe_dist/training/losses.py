@@ -36,7 +36,7 @@ def task_losses(
 
 
 def task_loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str) -> Tensor:
-    """`image`: the mean of each image's own loss, the same however a batch is split; `batch`: of all pixels together."""
+    """`image`: the mean of each image's own loss, however a batch is split; `batch`: that of all pixels together."""
     if average == "batch":
         return task.loss(prediction_BKHW, target)
     images = zip(prediction_BKHW.split(1), target.split(1))

@@ -52,6 +52,16 @@ def test_every_layout_trains_as_one_rank(runs, kind):
             assert other[name] == pytest.approx(values, rel=2e-4), (layout, name)
 
 
+def test_experts_that_all_tasks_share_are_weighed_too_wherever_they_live(runs):
+    """Each rank has half of the one bank; their inner products and gradients are those of one rank with all of it."""
+    shared = {**FEW, **METHODS["pcgrad"], "train__steps": 3, "experts__bank": "shared"}
+    one = curves(runs.train("one", 1, **shared))
+    two = curves(runs.train("two", 2, parallel__ep_size=2, **shared))
+    assert any(factor != 1 for factor in one["weight/depth"])
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, rel=2e-4), name
+
+
 # An epoch of two steps is under way where the run breaks.
 LONG = METHODS["dwa"] | {"train__weighting__every": 2}
 

@@ -17,9 +17,10 @@ from typing import Annotated, Any, ClassVar, Literal, Optional, Union
 
 import cv2
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from fgmoe_dist.data.layouts.base import named, read_picture, thin
+from fgmoe_dist.data.layouts.places import fields
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import IGNORE, ClassMap
 from fgmoe_dist.labels.boundary import truth_key
@@ -32,25 +33,34 @@ BOUNDARY_MAX_DIST = 0.0075  # PASCAL-Context's
 MOST_VALUES = 65536  # of a picture of 16 bits
 Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
 Value = Annotated[int, Field(ge=0, lt=MOST_VALUES)]
+Ignored = Annotated[int, Field(gt=-MOST_VALUES, lt=MOST_VALUES)]  # arrays mark with negative numbers
+Byte = Annotated[int, Field(ge=0, le=255)]
 Invalid = list[Annotated[float, Field(allow_inf_nan=True)]]  # what is not finite is invalid anyway, and may be named
 
 
-class Files(SettingsSection):
-    """Where the file of an image lies: a pattern with {id}, or several, of which the first that exists counts."""
+class Part(SettingsSection):
+    """`later`: keys that are newer than some shards. At their default they are not told, so that a set that was built
+    before there were such keys is still known for the same."""
+
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, told: Any) -> dict[str, Any]:
+        default = {key: type(self).model_fields[key].default for key in self.later}
+        return {key: value for key, value in told(self).items() if key not in default or value != default[key]}
+
+
+class Files(Part):
+    """Where the file of an image lies: a pattern with {id} (`places`), or several; the first that exists counts."""
 
     file: Union[str, list[str]]
 
     @field_validator("file")
     @classmethod
-    def _has_id(cls, value: Union[str, list[str]]) -> Union[str, list[str]]:
-        if not value or any("{id}" not in pattern for pattern in listed(value)):
+    def _has_fields(cls, value: Union[str, list[str]]) -> Union[str, list[str]]:
+        if not value or not all(map(fields, listed(value))):
             raise ValueError("write {id} where the image's id stands, as in labels/{id}.png")
         return value
-
-    def find(self, root: Path, id_: str) -> Path | None:
-        """The file of an image, or None if there is none."""
-        paths = (root / pattern.replace("{id}", id_) for pattern in listed(self.file))
-        return next((path for path in paths if path.is_file()), None)
 
 
 class Section(Files):
@@ -65,7 +75,11 @@ class Section(Files):
 
     def definition(self) -> dict[str, Any]:
         """What `index.json` says of a task that is none of the six (docs/contracts.md)."""
-        return {"kind": self.kind}
+        return {"kind": self.kind, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """What `index.json` says even of a task that everybody knows."""
+        return {}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         """The stored form of the label in a file, by key: `task`, and what else comes of it."""
@@ -77,11 +91,13 @@ class Classes(Section):
 
     classes: Union[list[str], dict[str, Union[Value, list[Value]]]]
     first: Value = 0
-    ignore: Union[list[Value], Literal["others"]] = Field(
+    ignore: Union[list[Ignored], Literal["others"]] = Field(
         default_factory=lambda known: [ClassMap(len(known.get("classes", "1"))).ignore]
     )
+    colours: list[tuple[Byte, Byte, Byte]] | None = None
 
     kind = "classes"
+    later = frozenset({"colours"})
 
     @field_validator("classes")
     @classmethod
@@ -98,6 +114,12 @@ class Classes(Section):
             raise ValueError(f"first={self.first}: classes gives each class its values already; leave first out")
         if faults := [*self._named_twice(), *self._of_two_classes()]:
             raise ValueError("; ".join(faults))
+        return self
+
+    @model_validator(mode="after")
+    def _a_colour_each(self) -> Classes:
+        if self.colours is not None and len(self.colours) != len(self.classes):
+            raise ValueError(f"colours: there are {len(self.colours)} for {len(self.classes)} classes: give one each")
         return self
 
     def _named_twice(self) -> Iterator[str]:
@@ -122,6 +144,9 @@ class Classes(Section):
     def names(self) -> tuple[str, ...]:
         return tuple(self.classes)
 
+    def facts(self) -> dict[str, Any]:
+        return {"colours": [list(colour) for colour in self.colours]} if self.colours is not None else {}
+
     def values(self) -> Iterator[list[int]]:
         """The values in the file of each class."""
         if isinstance(self.classes, list):
@@ -133,19 +158,28 @@ class Classes(Section):
         ignore = ClassMap(len(self.classes)).ignore
         table = np.full(MOST_VALUES, ignore if self.ignore == "others" else -1, np.int32)
         if self.ignore != "others":
-            table[self.ignore] = ignore
+            table[[value for value in self.ignore if value >= 0]] = ignore
         for number, values in enumerate(self.values()):
             table[values] = number
         return table
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        value_HW = _one_channel(path)
-        label_HW = self.table()[value_HW]
+        value_HW = _class_numbers(path) if path.suffix == ".npy" else _one_channel(path)
+        label_HW = self._classes_of(value_HW)
         if (label_HW < 0).any():
             raise UserError(
                 f"{path} holds value {value_HW[label_HW < 0][0]}, which is no class: name it under classes or ignore"
             )
         return {task: label_HW.astype(ClassMap(len(self.classes)).dtype)}
+
+    def _classes_of(self, value_HW: np.ndarray) -> np.ndarray:
+        """int32 [H, W]: the class of each value, -1 refused. Only arrays hold values that no table has."""
+        if np.issubdtype(value_HW.dtype, np.unsignedinteger):
+            return self.table()[value_HW]
+        beyond_HW = (value_HW < 0) | (value_HW >= MOST_VALUES)
+        ignored_HW = True if self.ignore == "others" else np.isin(value_HW, self.ignore)
+        ignore = ClassMap(len(self.classes)).ignore
+        return np.where(beyond_HW, np.where(ignored_HW, ignore, -1), self.table()[np.where(beyond_HW, 0, value_HW)])
 
 
 class Mask(Section):
@@ -186,12 +220,15 @@ class Edges(Mask):
 
 
 class Depth(Section):
-    """`depth`: an .npy array or a picture of 8 or 16 bits, times `unit` metres (`factor` is another name for it)."""
+    """`depth`: an .npy array or a picture of 8 or 16 bits, times `unit` metres (`factor` is another name for it), plus
+    `offset` metres."""
 
     unit: float = Field(1.0, gt=0)
+    offset: float = 0.0
     invalid: Invalid = [0]
 
     kind = "scalar"
+    later = frozenset({"offset"})
 
     @model_validator(mode="before")
     @classmethod
@@ -205,11 +242,11 @@ class Depth(Section):
         return {"unit" if key == "factor" else key: value for key, value in values.items()}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        return {task: _numbers(path, self.unit, self.invalid, positive=True)}
+        return {task: _numbers(path, self.unit, self.offset, self.invalid, positive=True)}
 
 
 class Scalar(Section):
-    """One number a pixel: an .npy array or a picture of 8 or 16 bits, times `factor`.
+    """One number a pixel: an .npy array or a picture of 8 or 16 bits, times `factor`, plus `offset`.
 
     `unit` is the name of the values' unit; a number there is a factor, as for `depth`. `scales` is that of
     `labels.ScalarMap`. What is not finite is invalid, and so are the values of `invalid`, as they are in the file.
@@ -217,11 +254,13 @@ class Scalar(Section):
 
     unit: str = ""
     factor: float = Field(1.0, gt=0)
+    offset: float = 0.0
     metric: str = "rmse"
     scales: Literal["none", "inverse", "proportional"] = "none"
     invalid: Invalid = []
 
     kind = "scalar"
+    later = frozenset({"offset"})
 
     @model_validator(mode="before")
     @classmethod
@@ -236,19 +275,21 @@ class Scalar(Section):
         return {**super().definition(), "unit": self.unit, "metric": self.metric, "scales": self.scales}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        return {task: _numbers(path, self.factor, self.invalid)}
+        return {task: _numbers(path, self.factor, self.offset, self.invalid)}
 
 
 class Normals(Section):
     """`normals`: RGB with n = 2x/255 - 1 and (0, 0, 0) = invalid, or an .npy of vectors, NaN or zero = invalid.
 
     `axes` says what the file's three channels are, seen from the camera: x right, y down or up as one likes, but the
-    same everywhere, for a flip turns x around.
+    same everywhere, for a flip turns x around. `order` is that of an .npy's axes.
     """
 
     axes: tuple[Axis, Axis, Axis] = ("x", "y", "z")
+    order: Literal["hwc", "chw"] = "hwc"
 
     kind = "vectors"
+    later = frozenset({"order"})
 
     @field_validator("axes")
     @classmethod
@@ -261,7 +302,7 @@ class Normals(Section):
         order = [[axis[-1] for axis in self.axes].index(axis) for axis in "xyz"]
         minus = np.array([self.axes[channel].startswith("-") for channel in order])
         if path.suffix == ".npy":
-            unit_HWC = _unit(_vectors(path, 3))
+            unit_HWC = _unit(_vectors(path, 3, self.order))
             return {task: unit_HWC[..., order] * np.where(minus, np.float32(-1), np.float32(1))}
         rgb_HWC = read_picture(path, "RGB")
         ordered_HWC = rgb_HWC[..., order]
@@ -273,7 +314,8 @@ class Vectors(Section):
 
     With `unit` they are directions, coded as `normals` are, x first. Else they are free components, which a flip does
     not change: an .npy has the values themselves, and a picture's darkest to brightest are `range`. `invalid` is the
-    one value of a pixel, all channels of it as they are in the file, that says it has no label.
+    one value of a pixel, all channels of it as they are in the file, that says it has no label; `order` is that of an
+    .npy's axes.
     """
 
     channels: int = Field(3, ge=1, le=MOST_CHANNELS)
@@ -281,8 +323,10 @@ class Vectors(Section):
     range: tuple[float, float] = (0.0, 1.0)
     metric: str = Field(default_factory=lambda known: "mean" if known.get("unit") else "rmse")
     invalid: Optional[Invalid] = None
+    order: Literal["hwc", "chw"] = "hwc"
 
     kind = "vectors"
+    later = frozenset({"order"})
 
     @model_validator(mode="after")
     def _agrees(self) -> Vectors:
@@ -299,7 +343,9 @@ class Vectors(Section):
         return {**super().definition(), "channels": self.channels, "unit": self.unit, **span, "metric": self.metric}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        value_HWC = _vectors(path, self.channels) if path.suffix == ".npy" else _colours(path, self.channels)
+        value_HWC = (
+            _vectors(path, self.channels, self.order) if path.suffix == ".npy" else _colours(path, self.channels)
+        )
         return {task: self._directions(value_HWC, path) if self.unit else self._components(value_HWC, path)}
 
     @staticmethod
@@ -351,16 +397,19 @@ def _as_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _numbers(path: Path, factor: float, invalid: list[float], positive: bool = False) -> np.ndarray:
-    """float32 [H, W] of a file's values times `factor`; NaN where invalid, or 0 if only what is positive is valid."""
-    value_HW = _array(path) if path.suffix == ".npy" else _one_channel(path)
+def _numbers(path: Path, factor: float, offset: float, invalid: list[float], positive: bool = False) -> np.ndarray:
+    """float32 [H, W] of a file's values times `factor` plus `offset`; NaN where invalid, or 0 where only what is
+    positive is valid."""
+    value_HW = _one_number(read_array(path)) if path.suffix == ".npy" else _one_channel(path)
     valid_HW = np.isfinite(value_HW) & ~np.isin(value_HW, invalid)
+    scaled_HW = value_HW * factor + offset if offset else value_HW * factor
     if positive:
-        valid_HW &= value_HW > 0
-    return np.where(valid_HW, value_HW * factor, 0 if positive else np.nan).astype(np.float32)
+        valid_HW &= scaled_HW > 0
+    return np.where(valid_HW, scaled_HW, 0 if positive else np.nan).astype(np.float32)
 
 
-def _array(path: Path) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
+    """The numbers in an .npy, as they are."""
     with named(path):
         array = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray) or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
@@ -368,13 +417,39 @@ def _array(path: Path) -> np.ndarray:
         return array
 
 
-def _vectors(path: Path, channels: int) -> np.ndarray:
+def channels_last(array: np.ndarray, order: str) -> np.ndarray:
+    """[H, W, C] of [C, H, W] where `order` is chw."""
+    return np.moveaxis(array, 0, -1) if order == "chw" and array.ndim == 3 else array
+
+
+def _one_number(array: np.ndarray) -> np.ndarray:
+    """[H, W] of [H, W, 1] or [1, H, W]."""
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
+        return array[..., 0] if array.shape[-1] == 1 else array[0]
+    return array
+
+
+def _class_numbers(path: Path) -> np.ndarray:
+    """int64 [H, W] of an .npy, whose floats must be whole."""
+    value_HW = _one_number(read_array(path))
+    if np.issubdtype(value_HW.dtype, np.complexfloating) or value_HW.ndim != 2:
+        raise UserError(f"{path} is {value_HW.dtype} {value_HW.shape}, not one class number a pixel; replace it")
+    odd_HW = ~(np.abs(value_HW.astype(np.float64)) < 2**53) | (value_HW != np.trunc(value_HW))
+    if odd_HW.any():
+        raise UserError(f"{path} holds value {value_HW[odd_HW][0]}, which is no class number: replace that file")
+    return value_HW.astype(np.int64)
+
+
+def _vectors(path: Path, channels: int, order: str) -> np.ndarray:
     """float32 [H, W, C] of an .npy; [H, W] will do for one channel."""
-    vector_HWC = _array(path).astype(np.float32)
+    array = read_array(path)
+    vector_HWC = channels_last(array.astype(np.float32), order)
     if vector_HWC.ndim == 2 and channels == 1:
         return vector_HWC[..., None]
     if vector_HWC.ndim != 3 or vector_HWC.shape[-1] != channels:
-        raise UserError(f"{path} has shape {vector_HWC.shape}, not [H, W, {channels}]: save one vector a pixel")
+        wanted = f"[H, W, {channels}]" if order == "hwc" else f"[{channels}, H, W]"
+        hint = " (or is its order: chw?)" if order == "hwc" and array.ndim == 3 and array.shape[0] == channels else ""
+        raise UserError(f"{path} has shape {array.shape}, not {wanted}: save one vector a pixel{hint}")
     return vector_HWC
 
 
