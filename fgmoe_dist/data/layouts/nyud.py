@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fgmoe_dist.data.layouts.base import Layout, named, read_binary, read_label_map, read_picture, thin
+from fgmoe_dist.data.arrays import as_float32, read_array
+from fgmoe_dist.data.label_files import colours
+from fgmoe_dist.data.layouts.base import Layout, read_binary, read_label_map, thin
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.metrics.boundary.regions import region_boundary
 
@@ -36,12 +38,16 @@ class NYUDv2(Layout):
     def image_path(self, id_: str) -> Path:
         return self.root / "images" / f"{id_}.png"
 
+    def sources(self, id_: str) -> list[Path]:
+        labels = (f"segmentation/{id_}.png", f"depth/{id_}.npy", f"normals/{id_}.png", f"edge/{id_}.png")
+        return [self.image_path(id_), *(self.root / name for name in labels)]
+
     def read_labels(self, id_: str) -> dict[str, np.ndarray]:
         edge_HW = read_binary(self.root / "edge" / f"{id_}.png")
         return {
             "semseg": self._semseg(id_),
             "depth": self._depth(id_),
-            "normals": read_picture(self.root / "normals" / f"{id_}.png", "RGB"),
+            "normals": colours(self.root / "normals" / f"{id_}.png", 3),
             "edge": edge_HW,
             "boundary": thin(region_boundary(edge_HW)),
         }
@@ -53,8 +59,7 @@ class NYUDv2(Layout):
 
     def _depth(self, id_: str) -> np.ndarray:
         path = self.root / "depth" / f"{id_}.npy"
-        with named(path):
-            depth_HW = np.load(path, allow_pickle=False).astype(np.float32)
+        depth_HW = as_float32(read_array(path), path)
         return np.where(np.isfinite(depth_HW) & (depth_HW > 0), depth_HW, np.float32(0))
 
     def _check_root(self) -> None:

@@ -17,16 +17,18 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fgmoe_dist.data.layouts.base import Layout, read_id_list
+from fgmoe_dist.data.layouts.orientation import upright
 from fgmoe_dist.data.layouts.sections import (
     BOUNDARY_MAX_DIST,
     KNOWN_SECTIONS,
     SECTIONS,
     Edges,
-    Files,
+    Images,
     Part,
     Section,
     listed,
 )
+from fgmoe_dist.data.pictures import read_photograph
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tasks import TASKS
 
@@ -36,7 +38,7 @@ class Description(Part):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     root: str = "."
-    image: Files
+    image: Images
     splits: dict[str, str] = Field(min_length=1)
     tasks: dict[str, Union[dict[str, Any], None]]
 
@@ -89,8 +91,23 @@ class OwnLayout(Layout):
             for task, part in self.described.items()
             if task not in KNOWN_SECTIONS
         }
-        description = {name: getattr(self.description, name) for name in ("name", "image", "splits")}
+        description = self.description.model_dump(include={"name", "image", "splits"}, exclude_none=True)
         return TypeAdapter(Any).dump_json({**description, "tasks": known | own}).decode()
+
+    def image(self, id_: str) -> np.ndarray:
+        """The image, uint8 [H, W, 3] RGB, upright as `fgmoe predict` reads it."""
+        return read_photograph(self.image_path(id_))[0]
+
+    def pixels(self, id_: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The upright image, and its labels turned along where they were drawn on the pixels as they are stored."""
+        image_HWC, orientation = read_photograph(self.image_path(id_))
+        labels = self.read_labels(id_)
+        if orientation == 1 or not labels:
+            return image_HWC, labels
+        labels_on = self.description.image.labels_on
+        return image_HWC, upright(
+            labels, self.labels, orientation, image_HWC.shape[:2], labels_on, self.image_path(id_)
+        )
 
     def read_labels(self, id_: str) -> dict[str, np.ndarray]:
         labels = {}

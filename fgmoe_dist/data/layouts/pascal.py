@@ -13,7 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fgmoe_dist.data.layouts.base import Layout, named, read_binary, read_label_map, read_picture, thin
+from fgmoe_dist.data.label_files import colours
+from fgmoe_dist.data.layouts.base import Layout, read_binary, read_label_map, thin
+from fgmoe_dist.data.named import named
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import IGNORE
 from fgmoe_dist.labels.vectors import mark_invalid
@@ -70,6 +72,15 @@ class PASCALContext(Layout):
     def image_path(self, id_: str) -> Path:
         return self.root / "JPEGImages" / f"{id_}.jpg"
 
+    def sources(self, id_: str) -> list[Path]:
+        labels = (
+            f"pascal-context/trainval/{id_}.mat",
+            f"human_parts/{id_}.mat",
+            f"normals_distill/{id_}.png",
+            f"sal_distill/{id_}.png",
+        )
+        return [self.image_path(id_), self._semseg_path(id_), *(self.root / name for name in labels)]
+
     def read_labels(self, id_: str) -> dict[str, np.ndarray]:
         labelmap_HW = self._labelmap(id_)
         return {
@@ -82,22 +93,26 @@ class PASCALContext(Layout):
         }
 
     def _semseg(self, id_: str) -> np.ndarray:
+        return read_label_map(self._semseg_path(id_), (*range(len(VOC_21)), IGNORE))
+
+    def _semseg_path(self, id_: str) -> Path:
         folders = (self.root / "semseg" / "VOC12", self.root / "semseg" / "pascal-context")
         path = next((folder / f"{id_}.png" for folder in folders if (folder / f"{id_}.png").exists()), None)
         if path is None:
             raise UserError(f"image {id_} has no semseg in {folders[0]} nor {folders[1]}; unpack the archive again")
-        return read_label_map(path, (*range(len(VOC_21)), IGNORE))
+        return path
 
     def _labelmap(self, id_: str) -> np.ndarray:
         path = self.root / "pascal-context" / "trainval" / f"{id_}.mat"
         content = _load_mat(path)
-        if "LabelMap" not in content or content["LabelMap"].ndim != 2:
+        labelmap_HW = content.get("LabelMap", np.empty(0))
+        if labelmap_HW.ndim != 2 or labelmap_HW.dtype.kind not in "biuf":
             raise UserError(f"{path} has no LabelMap matrix: unpack the archive again")
-        return content["LabelMap"]
+        return labelmap_HW
 
     def _normals(self, id_: str, labelmap_HW: np.ndarray) -> np.ndarray:
         path = self.root / "normals_distill" / f"{id_}.png"
-        rgb_HWC = read_picture(path, "RGB")
+        rgb_HWC = colours(path, 3)
         if rgb_HWC.shape[:2] != labelmap_HW.shape:
             raise UserError(f"{path} is {rgb_HWC.shape[:2]} but its LabelMap is {labelmap_HW.shape}; replace that file")
         return mark_invalid(rgb_HWC, np.isin(labelmap_HW, NORMALS_LABELMAP_IDS))
@@ -167,7 +182,4 @@ def _load_mat(path: Path) -> dict:
     from scipy.io import loadmat
 
     with named(path):
-        try:
-            return loadmat(path)
-        except (NotImplementedError, TypeError, KeyError) as error:  # a version 7.3 file, or bytes that are no .mat
-            raise ValueError(str(error) or type(error).__name__) from error
+        return loadmat(path)
