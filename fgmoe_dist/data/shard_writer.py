@@ -39,29 +39,63 @@ def is_finished(out: Path, plan: dict) -> bool:
     if not (out / INDEX).is_file():
         return False
     ShardSet.open(out)  # says what is wrong with a damaged index
-    if not _same_source(json.loads((out / INDEX).read_bytes()).get("source", {}), plan):
-        raise UserError(f"{out} already holds other shards: give another --out, or remove that folder")
+    source = json.loads((out / INDEX).read_bytes()).get("source", {})
+    changed = _first_change(source, plan)
+    if changed is not None or not _same_source(source, plan):
+        why = f", made before the files of image {changed} changed" if changed else ""
+        raise UserError(f"{out} already holds other shards{why}: give another --out, or remove that folder")
     return True
+
+
+def unfinished(out: Path, plan: dict) -> dict:
+    """The plan of the unfinished build in `out`, empty if there is none.
+
+    Where sources are known by their contents, each tar can be told to be still good or not; so the plan may be that of
+    other images, or of another description, of the same data set and split.
+
+    Raises:
+        UserError: `out` holds anything else.
+    """
+    if not (out / PLAN).is_file():
+        if any(out.glob("*.tar")):
+            raise UserError(f"{out} holds tars without an index: give another --out, or remove them")
+        return {}
+    try:
+        old = json.loads((out / PLAN).read_bytes())
+    except ValueError:
+        old = None
+    if isinstance(old, dict):
+        names = ("dataset", "split")
+        known = "contents" in old and "contents" in plan and all(old.get(name) == plan[name] for name in names)
+        if known or _same_source(old, plan):
+            return old
+    raise UserError(f"{out} holds an unfinished build of something else: give another --out, or remove it")
 
 
 def claim(out: Path, plan: dict) -> None:
     """Make `out` ours, or refuse it if another build, or anything else, lives there."""
     out.mkdir(parents=True, exist_ok=True)
-    if (out / PLAN).is_file():
-        try:
-            same = _same_source(json.loads((out / PLAN).read_bytes()), plan)
-        except ValueError:
-            same = False
-        if not same:
-            raise UserError(f"{out} holds an unfinished build of something else: give another --out, or remove it")
-    elif any(out.glob("*.tar")):
-        raise UserError(f"{out} holds tars without an index: give another --out, or remove them")
+    unfinished(out, plan)
     write_atomically(out / PLAN, json.dumps(plan, indent=1).encode())
 
 
 def _same_source(one: dict, other: dict) -> bool:
-    """An archive that has only moved is the same source."""
-    return {**one, "root": None} == {**other, "root": None}
+    """An archive that has only moved is the same source; of one that was read before contents counted, sizes tell."""
+    apart = {"root": None, "contents": None}
+    return {**one, **apart} == {**other, **apart}
+
+
+def _first_change(one: dict, other: dict) -> str | None:
+    """The first image of both whose files are not the same."""
+    then, now = one.get("contents", {}), other.get("contents", {})
+    return next((id_ for id_ in now if id_ in then and now[id_] != then[id_]), None)
+
+
+def longest_id(labels: Mapping[str, Label]) -> int:
+    """Characters of the longest id that the name of every entry, cached features too, leaves room for in a tar."""
+    keys = [*codec.PICTURES, *labels]
+    tails = (f".{key}.{extension}" for key in keys for extension in codec.entry(key, labels).extensions)
+    return tarfile.LENGTH_NAME - max(map(len, tails))
 
 
 def write_shard(path: Path, entries: Iterable[tuple[str, bytes]]) -> None:
@@ -87,8 +121,15 @@ def _tar_bytes(entries: Iterable[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def index(info: Described, split: str, keys: Sequence[str], shards: list[dict], plan: dict) -> dict:
-    """`index.json` of shards that hold `keys` of the data set `info` (docs/contracts.md)."""
+def index(
+    info: Described,
+    split: str,
+    keys: Sequence[str],
+    shards: list[dict],
+    plan: dict,
+    facts: Mapping[str, Any] | None = None,
+) -> dict:
+    """`index.json` of shards that hold `keys` of the data set `info`, and `facts` of it (docs/contracts.md)."""
     definitions = {task: dict(definition) for task, definition in info.definitions.items()}
     return {
         "format": FORMAT,
@@ -100,6 +141,7 @@ def index(info: Described, split: str, keys: Sequence[str], shards: list[dict], 
         **({"definitions": definitions} if definitions else {}),
         "encodings": {key: codec.entry(key, info.labels).meaning for key in keys},
         "samples": sum(shard["samples"] for shard in shards),
+        **(facts or {}),
         "shards": shards,
         "source": plan,
     }

@@ -105,6 +105,13 @@ class Task(ABC):
         """
         return saved
 
+    def doubt_labels(self, found: Mapping[str, Any]) -> str | None:
+        """Why the labels of a whole split cannot be meant; None where they can.
+
+        `found` is what `index.json` says of them under `survey` (docs/contracts.md).
+        """
+        return None if found["pixels"] else "not one pixel of any image has a label"
+
     def unit_of(self, metric: str) -> str:
         """The unit of a metric of the meter, where it is that of the values."""
         return ""

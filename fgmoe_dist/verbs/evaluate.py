@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
         from fgmoe_dist.checkpoints.checkpoint import load_model
         from fgmoe_dist.data.augment import EvalTransform
         from fgmoe_dist.data.shardset import ShardSet
+        from fgmoe_dist.data.sizes import check_fits
         from fgmoe_dist.evaluation.evaluate import evaluate
         from fgmoe_dist.evaluation.painter import Painter
         from fgmoe_dist.evaluation.predictions import PredictionWriter
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
         model, config, info = load_model(args.checkpoint)
         shards = ShardSet.open(args.shards or config.data.val)
+        check_fits(shards, config.data.image_size)
         observers = []
         if args.pictures:
             observers.append(Painter(model.tasks, args.pictures, args.number_of_pictures, shards.samples, ranks))

@@ -10,7 +10,7 @@ Shapes: H, W native size; C = 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,9 @@ class Layout:
     def sources(self, id_: str) -> list[Path]:
         """Every file that a sample is made of; the first is the image."""
         return self.files(id_)
+
+    def check_labels(self, split: str, ids: Sequence[str]) -> None:
+        """Raise `UserError` if a task has no label for any of these images; an archive has all of all."""
 
     def meaning(self) -> str:
         """What else decides the labels' values, as a line of text."""

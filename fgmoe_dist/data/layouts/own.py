@@ -8,7 +8,7 @@ label file that is not there is a label that the image lacks; it gives no loss a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -81,6 +81,14 @@ class OwnLayout(Layout):
     def files(self, id_: str) -> list[Path]:
         labels = (part.find(self.root, id_) for part in self.described.values())
         return [self.image_path(id_), *(path for path in labels if path)]
+
+    def check_labels(self, split: str, ids: Sequence[str]) -> None:
+        for task, part in self.described.items():
+            if not any(part.find(self.root, id_) for id_ in ids):
+                raise UserError(
+                    f"{self.path}: tasks.{task}.file {part.file}: none of the {len(ids)} images of {split} has such a "
+                    f"file below {self.root}; correct the pattern or the list of ids, or leave the task out"
+                )
 
     def meaning(self) -> str:
         """The description in JSON. What stood there before tasks were open is told as it was, so that a set built then
