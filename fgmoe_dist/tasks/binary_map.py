@@ -12,6 +12,7 @@ import numpy as np
 
 from fgmoe_dist.drawing import columns, figures, pictures
 from fgmoe_dist.labels import BinaryMap
+from fgmoe_dist.metrics.encodings import ByteWatch
 from fgmoe_dist.metrics.saliency import SaliencyConstant, SaliencyMeter
 from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
 
@@ -50,6 +51,9 @@ class BinaryTask(Task):
 
     def doubt_labels(self, found: Mapping[str, Any]) -> str | None:
         return super().doubt_labels(found) or no_foreground(found)
+
+    def watch(self) -> ByteWatch:
+        return ByteWatch()
 
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
         return columns.probability(self.title, pictures.picture_saliency, predictions, truths)

@@ -12,6 +12,7 @@ import numpy as np
 
 from fgmoe_dist.drawing import columns, figures
 from fgmoe_dist.labels import ClassMap
+from fgmoe_dist.metrics.encodings import ClassWatch
 from fgmoe_dist.metrics.iou import IoUConstant, IoUMeter
 from fgmoe_dist.tasks.base import DatasetInfo, Task, mean_over_valid
 
@@ -46,6 +47,9 @@ class ClassTask(Task):
 
     def baseline(self) -> IoUConstant:
         return IoUConstant(self.meter())
+
+    def watch(self) -> ClassWatch:
+        return ClassWatch(self.channels, self.ignore)
 
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
         return columns.classes(self.title, self.class_names, predictions, truths, self.ignore)

@@ -11,6 +11,7 @@ from fgmoe_dist.drawing import columns
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import ScalarMap
 from fgmoe_dist.metrics.depth import DepthConstant, DepthMeter
+from fgmoe_dist.metrics.encodings import RatioWatch
 from fgmoe_dist.tasks.scalar_map import ScalarTask
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Depth(ScalarTask):
 
     def baseline(self) -> DepthConstant:
         return DepthConstant(self.meter())
+
+    def watch(self) -> RatioWatch:
+        return RatioWatch()
 
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
         # 0 is "no depth" in a label only; predicted, it is a value and must show.
