@@ -30,11 +30,18 @@ def read_array(path: Path, cure: str = CURE, gone: str | None = GONE) -> np.ndar
         return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
-def as_float32(value: np.ndarray, path: Path, valid: np.ndarray | bool = True) -> np.ndarray:
-    """The numbers in 32 bits; `UserError` if a finite one of the `valid` ones does not fit."""
-    with np.errstate(over="ignore"):
-        narrow = value.astype(np.float32)
-    lost = np.isfinite(value) & ~np.isfinite(narrow) & valid
+def as_float32(
+    value: np.ndarray, path: Path, factor: float | None = None, valid: np.ndarray | None = None
+) -> np.ndarray:
+    """The numbers, times `factor`, in 32 bits; what is not valid (by default: not finite) may come out as anything.
+
+    Raises:
+        UserError: a valid number is more than 32 bits hold.
+    """
+    valid = np.isfinite(value) if valid is None else valid
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = (value if factor is None else value * factor).astype(np.float32)
+    lost = valid & ~np.isfinite(narrow)
     if lost.any():
         raise UserError(
             f"{path} holds {value[lost].flat[0]:g}, more than 32 bits hold: name it under invalid, or correct it"

@@ -17,9 +17,14 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import IGNORE
 
 
+def is_array(path: Path) -> bool:
+    """Whether a file is an .npy and no picture, by its name."""
+    return path.suffix.lower() == ".npy"
+
+
 def whole_numbers(path: Path) -> np.ndarray:
     """int64 `[H, W]` class or region numbers: a picture's numbers as they are stored, or an .npy of whole numbers."""
-    value_HW = _plane(read_array(path), path) if path.suffix == ".npy" else read_picture(path).numbers()
+    value_HW = _plane(read_array(path), path) if is_array(path) else read_picture(path).numbers()
     if value_HW.dtype.kind == "f":
         broken = ~np.isfinite(value_HW) | (value_HW != np.round(value_HW)) | (np.abs(value_HW) > 2**53)
         if broken.any():
@@ -31,7 +36,7 @@ def whole_numbers(path: Path) -> np.ndarray:
 
 def measurements(path: Path) -> np.ndarray:
     """Numbers `[H, W]` of any type: a picture's as they are stored, or an .npy."""
-    if path.suffix == ".npy":
+    if is_array(path):
         return _plane(read_array(path), path)
     return read_picture(path).measured()
 
@@ -42,7 +47,7 @@ def mask(path: Path) -> np.ndarray:
     Raises:
         UserError: its values are a mask's in another form, for which it would come out black or white all over.
     """
-    if path.suffix == ".npy":
+    if is_array(path):
         value_HW, full, exact = *_shades(_plane(read_array(path), path), path), True
     else:
         picture = read_picture(path)
@@ -80,8 +85,8 @@ def directions(path: Path, channels: int) -> np.ndarray:
 
     A picture, or an .npy of 8 or 16 unsigned bits, has coded directions; any other .npy has them as they are.
     """
-    coded_HWC = colours(path, channels) if path.suffix != ".npy" else read_array(path)
-    if path.suffix == ".npy":
+    coded_HWC = colours(path, channels) if not is_array(path) else read_array(path)
+    if is_array(path):
         if coded_HWC.dtype not in (np.uint8, np.uint16):
             vector_HWC = vectors(path, channels)
             _check_directions(vector_HWC, path)

@@ -24,7 +24,8 @@ def make_plan(layout: Layout, split: str, ids: list[str], samples_per_shard: int
         UserError: a file is missing.
     """
     with ThreadPoolExecutor(workers) as pool:  # reading and hashing leave Python's lock alone
-        found = pool.map(lambda id_: _content(layout, id_), ids)
+        meaning = layout.meaning().encode()
+        found = pool.map(lambda id_: _content(layout, id_, meaning), ids)
         contents = dict(track(zip(ids, found), "reading the files", len(ids)))
     return {
         "dataset": layout.dataset,
@@ -56,9 +57,9 @@ def drop_stale(out: Path, old: dict, plan: dict) -> None:
             path.unlink()
 
 
-def _content(layout: Layout, id_: str) -> str:
+def _content(layout: Layout, id_: str, meaning: bytes) -> str:
     """A hash of what decides a sample: the description, and the names and bytes of its files."""
-    digest = hashlib.sha256(layout.meaning().encode())
+    digest = hashlib.sha256(meaning)
     for path in layout.sources(id_):
         try:
             data = path.read_bytes()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -55,7 +55,7 @@ def check_fits(shards: ShardSet, size_hw: tuple[int, int]) -> None:
 
 
 def _sizes(shards: ShardSet) -> Iterator[tuple[int, int]]:
-    are_here = all(Path(shard.url).is_file() for shard in shards.shards)
+    are_here = not any(re.match(r"[a-z0-9]+:", shard.url) for shard in shards.shards)  # a URL, or `pipe:` and a command
     for shard in shards.shards if are_here else shards.shards[:1]:
         with suppress(BadSample, tarfile.TarError, OSError, ValueError, SyntaxError, KeyError):
             yield from (

@@ -18,7 +18,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fgmoe_dist.data.arrays import as_float32
-from fgmoe_dist.data.label_files import colours, directions, mask, mask_labels, measurements, vectors, whole_numbers
+from fgmoe_dist.data.label_files import (
+    colours,
+    directions,
+    is_array,
+    mask,
+    mask_labels,
+    measurements,
+    vectors,
+    whole_numbers,
+)
 from fgmoe_dist.data.layouts.base import thin
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import ClassMap
@@ -277,7 +286,7 @@ class Vectors(Section):
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         if self.unit:
             return {task: directions(path, self.channels)}
-        read = vectors if path.suffix == ".npy" else colours
+        read = vectors if is_array(path) else colours
         return {task: self._components(read(path, self.channels), path)}
 
     def _components(self, value_HWC: np.ndarray, path: Path) -> np.ndarray:
@@ -331,6 +340,5 @@ def _numbers(path: Path, factor: float, invalid: list[float], positive: bool = F
     valid_HW = np.isfinite(value_HW) & ~np.isin(value_HW, invalid)
     if positive:
         valid_HW &= value_HW > 0
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled_HW = value_HW * factor
-    return np.where(valid_HW, as_float32(scaled_HW, path, valid_HW), np.float32(0 if positive else np.nan))
+    scaled_HW = as_float32(value_HW, path, factor, valid_HW)
+    return np.where(valid_HW, scaled_HW, np.float32(0 if positive else np.nan))
