@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Mapping, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+
+def _filled(value: Any) -> Any:
+    """Refuses text that is empty, as where a variable of the shell is not set, and what cannot be written down."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty; give it a value (is a variable of the shell not set?)")
+    if isinstance(value, str) and any(0xD800 <= ord(character) < 0xE000 for character in value):
+        raise ValueError("holds bytes that are no UTF-8; write it anew")
+    return value
+
+
+def _meant_as_path(value: Any) -> Any:
+    """`~` is a word of the shell's; as it stands it would be a folder of this name."""
+    if isinstance(value, str) and value.startswith("~"):
+        raise ValueError("begins with ~, which only a shell understands; write the whole path")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("holds a null character, which no path may; write it anew")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_filled)]
+FilePath = Annotated[Path, BeforeValidator(_filled), BeforeValidator(_meant_as_path)]
 
 
 class Section(BaseModel):
@@ -15,13 +38,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-def explain_validation(error: ValidationError, model: type[BaseModel], all_keys: str) -> list[str]:
+def explain_validation(error: ValidationError, model: type[BaseModel], all_keys: str, above: str = "") -> list[str]:
     """A line for each mistake that `model` found in some values: the key, the value, what is wrong with it.
 
     Args:
         all_keys: ends the line of a key that is like no key there is: where all are to be seen.
+        above: the key that the values stand under in their file.
     """
-    return [_explain(entry, model, all_keys) for entry in error.errors()]
+    return [_explain(entry, model, all_keys, above) for entry in error.errors()]
 
 
 def location(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -58,18 +82,26 @@ def _family(kind: type[BaseModel]) -> list[type[BaseModel]]:
     return [kind, *(one for heir in kind.__subclasses__() for one in _family(heir))]
 
 
-def _explain(entry: dict[str, Any], model: type[BaseModel], all_keys: str) -> str:
-    key, kind = ".".join(map(str, location(model, entry["loc"]))), entry["type"]
+def _explain(entry: dict[str, Any], model: type[BaseModel], all_keys: str, above: str) -> str:
+    inner, kind = ".".join(map(str, location(model, entry["loc"]))), entry["type"]
+    key = _joined(above, inner)
     if kind == "extra_forbidden":
-        near = _nearest_key(key, model)
-        return f"{key}: no such key" + (f"; did you mean {near}?" if near else f"; {all_keys}")
+        near = _nearest_key(inner, model)
+        return f"{key}: no such key; " + (f"did you mean {_joined(above, near)}?" if near else all_keys)
     if kind == "union_tag_invalid":
         tag, given = entry["ctx"]["discriminator"].strip("'"), entry["ctx"]
-        return f"{key}.{tag}={given['tag']!r}: there are {given['expected_tags']}"
+        return f"{_joined(key, tag)}={given['tag']!r}: there are {given['expected_tags']}"
     told = entry["msg"].removeprefix("Value error, ")
+    told = f"{told[0].lower()}{told[1:]}"
+    if not key:
+        return told
     # What a section lacks, or a rule for all of it, is not told by printing the section.
     value = "" if isinstance(entry["input"], dict) else f"={entry['input']!r}"
-    return f"{key}{value}: {told[0].lower()}{told[1:]}"
+    return f"{key}{value}: {told}"
+
+
+def _joined(*keys: str) -> str:
+    return ".".join(filter(None, keys))
 
 
 def _nearest_key(key: str, model: type[BaseModel]) -> str | None:

@@ -9,10 +9,13 @@ fgmoe train --config configs/nyud_vitb.yaml                      (the same)
 from __future__ import annotations
 
 import argparse
+import sys
 
-from fgmoe_dist.arguments import add_config
+from fgmoe_dist import plugins
+from fgmoe_dist.arguments import add_config, add_plugin, refuse_empty
 from fgmoe_dist.config import check_world, load_config, to_yaml
-from fgmoe_dist.ranks import exit_with_error, process_group
+from fgmoe_dist.ranks import exit_with_error, from_first, process_group
+from fgmoe_dist.training.engines import check_engine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +45,16 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.check_ranks:
         check_world(config, args.check_ranks)
+        check_engine(config.parallel.engine)
         return
     with process_group() as ranks:
         # Imported here, so that --help, --print-config and mistakes in the configuration answer at once.
         from fgmoe_dist.planning.dry_run import dry_run, trial_engine
+        from fgmoe_dist.tracking.recorder import check_places
         from fgmoe_dist.training.loop import train
         from fgmoe_dist.training.trainer import Trainer
 
+        from_first(lambda: check_places(config.run.dir, config.model_dump(mode="json")))
         if args.dry_run:
             dry_run(Trainer(config, ranks, engine=trial_engine(config, ranks.world)))
         else:
@@ -60,9 +66,11 @@ def main(argv: list[str] | None = None) -> None:
         "train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    args = parser.parse_args(argv)
+    add_plugin(parser)
     try:
-        run(args)
+        arguments = sys.argv[1:] if argv is None else argv
+        refuse_empty(arguments)
+        run(parser.parse_args(plugins.take(arguments)))
     except BaseException as error:
         exit_with_error(error)
 

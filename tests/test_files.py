@@ -8,8 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from fgmoe_dist.errors import UserError, first_line
-from fgmoe_dist.files import PARTIAL, check_writable, whole_file, write_atomically, write_json
+from fgmoe_dist.errors import first_line
+from fgmoe_dist.files import PARTIAL, whole_file, write_atomically, write_json
 
 
 def test_a_file_is_there_whole_with_its_folder(tmp_path):
@@ -31,15 +31,6 @@ def test_json_has_null_for_what_is_no_number(tmp_path):
     assert json.loads(write_json(tmp_path / "x.json", value).read_text()) == {
         "a": None, "b": [1.5, None], "c": [0.5, True, 3, None, "x"],
     }  # fmt: skip
-
-
-def test_where_a_file_can_be_written(tmp_path):
-    check_writable(tmp_path / "new.json", "--json")
-    with pytest.raises(UserError, match="--json .* is a folder; name another file"):
-        check_writable(tmp_path, "--json")
-    with pytest.raises(UserError, match="--details .* lies in no folder: make .*none"):
-        check_writable(tmp_path / "none" / "new.json", "--details")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_fails_its_check_does_not_take_the_name(tmp_path):

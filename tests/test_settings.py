@@ -71,6 +71,19 @@ def test_mistakes_are_told_by_key(values, lines):
         assert line.startswith(start)
 
 
+def test_values_may_stand_below_a_key_of_their_file():
+    with pytest.raises(ValidationError) as error:
+        Drawer.model_validate({"width": "x", "nmaes": []})
+    assert explain_validation(error.value, Drawer, "see the manual", above="tables.kitchen") == [
+        "tables.kitchen.width='x': input should be a valid integer, unable to parse string as an integer",
+        "tables.kitchen.nmaes: no such key; did you mean tables.kitchen.names?",
+    ]
+    with pytest.raises(ValidationError) as error:
+        Drawer.model_validate({"width": 10})
+    assert explain_validation(error.value, Drawer, "", above="drawer") == ["drawer: too wide for any table"]
+    assert explain_validation(error.value, Drawer, "") == ["too wide for any table"]
+
+
 def test_keys_of_every_kind_are_known():
     assert known_keys(Table) == [
         "legs", "top", "top.kind", "top.rings", "top.acorns", "top.melting_point", "drawer", "drawer.width",

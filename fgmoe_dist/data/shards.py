@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.layouts import Layout
-from fgmoe_dist.data.plan import drop_stale, make_plan, tars
-from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, longest_id, record, unfinished, write_shard
+from fgmoe_dist.data.plan import make_plan
+from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, longest_id, record, tars, write_shard
 from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, fetch_shard, parse_shard, read_shard
-from fgmoe_dist.data.survey import Survey, Tally, survey_shard
+from fgmoe_dist.data.survey import Survey, Tally, doubts, survey_shard
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import write_atomically, write_png
+from fgmoe_dist.outputs import DUMPED
+from fgmoe_dist.outputs import claim as claim_folder
+from fgmoe_dist.plugins import Plugged
 from fgmoe_dist.progress import track
-from fgmoe_dist.tasks import KINDS, TASKS, create_tasks
 
 SAMPLES_PER_SHARD = 8  # small, so that every reader has several; 6 (PASCAL) to 20 (NYUD) MB
 
@@ -62,7 +65,6 @@ def build_shards(
     plan = make_plan(layout, split, chosen, samples_per_shard, workers)
     if is_finished(out, plan):
         return ShardSet.open(out)
-    drop_stale(out, unfinished(out, plan), plan)
     claim(out, plan)
     jobs = [(out / name, [*group]) for name, group in tars(plan).items()]
     shards = sorted(_write_all(layout, jobs, workers), key=lambda shard: shard[0]["name"])
@@ -98,13 +100,13 @@ def dump_sample(where: str | Path, id_: str, out: str | Path) -> list[Path]:
     entries = read_shard(shard)[id_]
     sample = decode_sample(shard, id_, entries, tuple(entries))
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    written = [out / f"{id_}.image.png"]
-    Image.fromarray(sample["image"]).save(written[0])
+    claim_folder(out, "--out", DUMPED, mark=False)
+    written = [write_png(out / f"{id_}.image.png", sample["image"])]
     for key, array in codec.native_sample(sample, shard.labels).items():
         if key not in ("id", "image"):
-            written.append(out / f"{id_}.{key}.npy")
-            np.save(written[-1], np.ascontiguousarray(array), allow_pickle=False)
+            stream = io.BytesIO()
+            np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+            written.append(write_atomically(out / f"{id_}.{key}.npy", stream.getvalue()))
     return written
 
 
@@ -135,13 +137,8 @@ def _survey(layout: Layout, split: str, surveys: list[Survey], doubt: bool) -> d
     for survey in surveys:
         whole.merge(survey)
     facts = whole.facts(layout.labels)
-    if doubt:
-        # A data set may have a new kind of label, of which nobody has made a task yet.
-        known = [task for task in layout.tasks if task in TASKS or layout.definitions[task]["kind"] in KINDS]
-        for task in create_tasks(known, layout):
-            reason = task.doubt_labels(facts["survey"][task.name])
-            if reason:
-                raise UserError(f"{layout.root}: {task.name} of the {split} split: {reason}")
+    for task, reason in doubts(layout, facts["survey"]).items() if doubt else ():
+        raise UserError(f"{layout.root}: {task} of the {split} split: {reason}")
     return facts
 
 
@@ -152,7 +149,8 @@ def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int)
             yield _write_shard(layout, path, ids)
         return
     # spawn: a fork of a process that has threads (OpenCV, torch) may hang
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_process, (Plugged(),)) as pool:
         futures: list[Future] = [pool.submit(_write_shard, layout, path, ids) for path, ids in jobs]
         try:
             for future in track(as_completed(futures), "building shards", len(futures)):
@@ -161,7 +159,7 @@ def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int)
             pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _start_process(_: Plugged) -> None:
     import cv2
 
     cv2.setNumThreads(1)

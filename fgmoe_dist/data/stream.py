@@ -28,10 +28,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.augment import Transform, view_generator
-from fgmoe_dist.data.post import Parcel, Post
+from fgmoe_dist.data.post import Parcel, Post, shared_memory
 from fgmoe_dist.data.shardset import BadSample, Entries, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
+from fgmoe_dist.plugins import Plugged
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,9 @@ class _Stream(IterableDataset):
 
     post: Post | None = None
 
+    def __init__(self) -> None:
+        self.plugged = Plugged()  # first in what a worker is sent
+
     def values(self, faults: list[UserError]) -> Iterator:
         """What this process streams; samples passed over are noted in `faults`."""
         raise NotImplementedError
@@ -147,6 +151,7 @@ class _TrainStream(_Stream):
     """The micro-batches of one rank; each worker makes every W-th."""
 
     def __init__(self, shards, views, order, transform, *, micro_batch_size, rank, world, start_step):
+        super().__init__()
         self.shards: Sequence[Sequence[Shard]] = shards
         self.views: int = views
         self.order: Order = order
@@ -200,6 +205,7 @@ class _EvaluationStream(_Stream):
     """One rank's contiguous part of the set, cut into contiguous parts again for its workers."""
 
     def __init__(self, shards, keys, transform, start, stop):
+        super().__init__()
         self.shards: tuple[Shard, ...] = shards
         self.keys, self.transform, self.start, self.stop = keys, transform, start, stop
 
@@ -258,15 +264,11 @@ def train_batches(
         max_bad_samples: unreadable samples this rank may pass over; the next of the lane stands in for each.
 
     Raises:
-        UserError: sizes that do not divide, a task without labels, an empty set; while iterating, more samples that
+        UserError: a task without labels, an empty set; while iterating, more samples that
             cannot be read than `max_bad_samples`.
     """
     shards.require(tasks)
-    if batch_size % (world * micro_batch_size):
-        raise UserError(
-            f"train.batch_size {batch_size} is not a multiple of {world} ranks x train.micro_batch_size "
-            f"{micro_batch_size}: change one of them"
-        )
+    assert batch_size % (world * micro_batch_size) == 0, f"{batch_size} images over {world} ranks x {micro_batch_size}"
     if shards.samples == 0:
         raise UserError(f"the {shards.dataset} {shards.split} shards hold no samples: build them again")
     order = Order(tuple(shard.samples for shard in shards.shards), batch_size, seed)
@@ -319,7 +321,9 @@ def evaluation_samples(
 def _load(stream: _Stream, workers: int, max_bad_samples: int) -> Iterator:
     """The values of a stream, from worker processes if there are any; stops when too many samples were bad."""
     bad: dict[str, int] = {}
-    for value, faults in _loader(stream, workers):
+    with shared_memory():
+        loader = iter(_loader(stream, workers))
+    for value, faults in loader:
         for fault in faults:
             if not isinstance(fault, BadSample):
                 raise fault

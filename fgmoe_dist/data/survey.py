@@ -18,6 +18,7 @@ from fgmoe_dist.data import codec
 from fgmoe_dist.data.shardset import Shard, read_shard
 from fgmoe_dist.data.sizes import image_size
 from fgmoe_dist.labels import IntegerMap, Label
+from fgmoe_dist.tasks import KINDS, TASKS, DatasetInfo, create_tasks
 
 MOST_NAMED = 6  # classes that a line names
 
@@ -110,6 +111,14 @@ def survey_shard(shard: Shard, tasks: Iterable[str]) -> Survey:
                 stored = codec.decode(task, *entries[task], shard.labels)
                 tally.add(shard.labels[task], codec.native(task, stored, shard.labels))
     return survey
+
+
+def doubts(info: DatasetInfo, survey: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """By task, why the labels that were found cannot be meant."""
+    # A data set may have a new kind of label, of which nobody has made a task yet.
+    known = [task for task in survey if task in TASKS or info.definitions[task]["kind"] in KINDS]
+    found = {task.name: task.doubt_labels(survey[task.name]) for task in create_tasks(known, info)}
+    return {task: reason for task, reason in found.items() if reason}
 
 
 def lines(survey: Mapping[str, Mapping[str, Any]], images: int, classes: Mapping[str, Sequence[str]]) -> list[str]:

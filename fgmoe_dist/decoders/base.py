@@ -75,12 +75,27 @@ class DecoderSettings(Section):
         return Routed()
 
 
+@dataclass(frozen=True)
+class Intermediate:
+    """Predictions on the way to the last ones, trained on the same labels: deep supervision.
+
+    name: their losses are logged as `loss/<task>/<name>`.
+    weight: of such a loss beside that of the task's last prediction; the sum of both is what the task weighs.
+    predictions: `[B, K, h, w]` per task, fp32, of any size: they are resized to the input for their losses alone.
+    """
+
+    name: str
+    weight: float
+    predictions: Mapping[str, Tensor]
+
+
 @dataclass
 class Output:
     """What a forward pass gives: `[B, K, H, W]` per task, and whatever the decoder's auxiliary losses are made of."""
 
     predictions: dict[str, Tensor]
     terms: Any = None
+    intermediate: Sequence[Intermediate] = ()
 
 
 @dataclass(frozen=True)
@@ -155,12 +170,16 @@ class Decoder(nn.Module, ABC):
         """Parameters of the routed experts that one token of one task passes."""
         return 0
 
+    def idle_parameters(self) -> int:
+        """Replicated parameters that all tasks share and yet one token of one task does not pass."""
+        return 0
+
 
 def parameter_counts(decoder: Decoder, encoder: nn.Module, ep_size: int) -> dict[str, int]:
     """Parameters of the whole model, over all ranks: `total`, `trained`, `routed`, and `active` for one token.
 
-    A token of one task passes what all tasks share, its own task's parts, and its own routed experts. Parts of
-    different size (heads) count with their mean over tasks.
+    A token of one task passes what all tasks share and is not idle for it, its own task's parts, and its own routed
+    experts. Parts of different size (heads) count with their mean over tasks.
     """
     tasks = len(decoder.tasks)
     dense = [p for p in decoder.parameters() if not is_expert_parameter(p)]
@@ -172,7 +191,7 @@ def parameter_counts(decoder: Decoder, encoder: nn.Module, ep_size: int) -> dict
         "total": replicated + routed,
         "trained": trained + routed,
         "routed": routed,
-        "active": replicated - own * (tasks - 1) // tasks + decoder.active_experts(),
+        "active": replicated - decoder.idle_parameters() - own * (tasks - 1) // tasks + decoder.active_experts(),
     }
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from fgmoe_dist.drawing.columns import Column, Legend, Maps
 from fgmoe_dist.drawing.style import FAINT, INK, LINE, PAPER, font
+from fgmoe_dist.files import write_png
 
 TILE, GAP, MARGIN, GUTTER, HEADER, CAPTION = 360, 14, 20, 30, 34, 44  # pixels; TILE is the width of a picture
 
@@ -66,8 +67,7 @@ def sheet(scenes: Sequence[Scene], tasks: Sequence[Drawn], path: str | Path | No
     ]
     picture = _compose(scenes, columns)
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        write_png(Path(path), picture)
     return picture
 
 

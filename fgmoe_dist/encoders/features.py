@@ -11,7 +11,7 @@ of shard n of the set they were made from; so the order of the data is that of t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,11 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 from fgmoe_dist.config import Config
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.augment import train_transform, view_generator
+from fgmoe_dist.data.post import check_shared_memory
 from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, record, write_shard
 from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import start_worker
 from fgmoe_dist.encoders.frozen import FrozenEncoder, create_encoder
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import Plugged
 from fgmoe_dist.progress import track
 from fgmoe_dist.ranks import Ranks, from_first
 
@@ -69,9 +71,7 @@ def check_cache(train: ShardSet, val: ShardSet, config: Config, encoder: FrozenE
         )
 
 
-def build_features(
-    config: Config, out: str | Path, views: int, ranks: Ranks | None = None, *, workers: int = 0
-) -> ShardSet:
+def build_features(config: Config, out: str | Path, views: int, ranks: Ranks, *, workers: int = 0) -> ShardSet:
     """Write the features of `views` augmented views of every image of `data.train`; all ranks together, or one process.
 
     A finished cache of the same features is left as it is; an unfinished one is continued.
@@ -92,7 +92,7 @@ def build_features(
     source = ShardSet.open(config.data.train)
     if source.cache:
         raise UserError(f"data.train {config.data.train} holds features already: name the shards of images")
-    encoder = create_encoder(config).to(ranks.device if ranks else "cpu")
+    encoder = create_encoder(config).to(ranks.device)
     out = Path(out)
     plan = {
         "made_with": made_with(config, encoder),
@@ -100,24 +100,17 @@ def build_features(
         "views": views,
         "fingerprint": hashlib.sha256("".join(shard.sha256 for shard in source.shards).encode()).hexdigest(),
     }
-    ask_first = from_first if ranks else _ask
-    if ask_first(lambda: is_finished(out, plan)):
+    if from_first(lambda: is_finished(out, plan)):
         return ShardSet.open(out)
-    ask_first(lambda: claim(out, plan))
+    from_first(lambda: claim(out, plan))
     folders = [out / f"view-{view:02d}" for view in range(views)]
     jobs = [_Job(shard, view, folder / shard.name) for view, folder in enumerate(folders) for shard in source.shards]
-    mine = jobs[ranks.rank :: ranks.world] if ranks else jobs
-    is_shown = ranks is None or ranks.is_first
-    levels = _write_all(mine, _Views(config, encoder, source), encoder, workers, is_shown)
-    if ranks:
+    mine = jobs[ranks.rank :: ranks.world]
+    levels = _write_all(mine, _Views(config, encoder, source), encoder, workers, ranks.is_first)
+    if ranks.world > 1:
         dist.barrier()
-    ask_first(lambda: _finish(out, source, plan, folders, levels))
+    from_first(lambda: _finish(out, source, plan, folders, levels))
     return ShardSet.open(out)
-
-
-def _ask(look: Callable[[], T]) -> T:
-    """`from_first` of a process that is alone."""
-    return look()
 
 
 def _finish(out: Path, source: ShardSet, plan: dict, folders: list[Path], levels: list[list[int]]) -> None:
@@ -143,6 +136,7 @@ class _Views(Dataset):
     """The augmented images and labels of a job; what cannot be read comes as the error, which is the user's."""
 
     def __init__(self, config: Config, encoder: FrozenEncoder, source: ShardSet):
+        self.plugged = Plugged()  # first in what a worker is sent
         self.transform = train_transform(config.data, encoder.mean, encoder.std, source.tasks, source.labels)
         self.seed = config.run.seed
         self.jobs: list[_Job] = []
@@ -169,6 +163,8 @@ def _write_all(
     for folder in {job.path.parent for job in jobs}:
         folder.mkdir(exist_ok=True)
     views.jobs = [job for job in jobs if not job.path.exists()]
+    if workers:
+        check_shared_memory(2 * workers * _largest(views))  # one that is encoded, one that waits
     loader = DataLoader(
         views, batch_size=None, num_workers=workers, worker_init_fn=start_worker() if workers else None,
         multiprocessing_context="forkserver" if workers else None, prefetch_factor=1 if workers else None,
@@ -183,6 +179,12 @@ def _write_all(
         write_shard(job.path, entries)
     device = next(encoder.parameters()).device
     return [list(level.shape[1:]) for level in encoder(torch.zeros(1, 3, *encoder.image_size_hw, device=device))]
+
+
+def _largest(views: _Views) -> int:
+    """Bytes of the images of the largest job."""
+    height, width = views.transform.size_hw
+    return max((job.shard.samples * 3 * height * width * 4 for job in views.jobs), default=0)
 
 
 def _encode(encoder: FrozenEncoder, image_13HW: Tensor, job: _Job) -> np.ndarray:

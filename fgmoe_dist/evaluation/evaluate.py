@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fgmoe_dist.data.augment import EvalTransform, unpad
+from fgmoe_dist.data.augment import EvalTransform, unpad_prediction
 from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.data.stream import evaluation_samples
 from fgmoe_dist.evaluation.scorer import Scorer
@@ -79,7 +79,7 @@ def _predictions(
         predictions = model.predict(image_3HW[None].to(ranks.device))
         if sample is not None:  # else this rank has no image left; others needed its experts
             native_hw = sample["image"].shape[:2]
-            yield sample, {task.name: _crop(predictions[task.name][0], native_hw) for task in model.tasks}
+            yield sample, {task.name: unpad_prediction(predictions[task.name][0], native_hw) for task in model.tasks}
     model.train(was_training)
 
 
@@ -95,11 +95,6 @@ def _in_step(
         if waiting.item() == 0:
             return
         yield sample, image_3HW
-
-
-def _crop(prediction_HWx: np.ndarray, native_hw: tuple[int, int]) -> np.ndarray:
-    """`[H, W]` or `[H, W, C]` without the centred padding."""
-    return unpad(prediction_HWx.T, native_hw[::-1]).T
 
 
 def _add_over_ranks(meters: Sequence, device: torch.device) -> None:

@@ -3,7 +3,7 @@
 Every expert is initialised from a seed of its own, (run seed, block, task, expert), so that any placement over
 ranks, and any backend, starts from the same numbers.
 
-Legend: E experts here, C channels, H hidden size of a fine expert, T tasks, S shared experts a task.
+Legend: E experts here, C channels, H hidden size of a fine expert, T tasks, S shared experts per task.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ this rank's own experts do not travel: they wait here for the others.
 Both exchanges are asynchronous: between `start` and `wait` the caller computes what needs no remote token. The
 backward pass mirrors it, since autograd reaches `wait` before, and `start` after, everything in between.
 
-Legend: N tokens, C channels, K experts a token, R ranks of the group, M rows sent, L rows received.
+Legend: N tokens, C channels, K experts per token, R ranks of the group, M rows sent, L rows received.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ OWN_WEIGHT = {"balance": "balance_weight", "z": "z_weight", "device_balance": "d
 
 
 class Experts(Section):
-    count: int = Field(4, ge=1, description="N, unsplit routed experts a task")
+    count: int = Field(4, ge=1, description="N, unsplit routed experts per task")
     split: int = Field(
-        4, ge=1, description="m, parts each expert's hidden dimension is split into; N*m routed fine experts a task"
+        4, ge=1, description="m, parts each expert's hidden dimension is split into; N*m routed fine experts per task"
     )
     hidden: int = Field(256, ge=1, description="H, hidden size of an unsplit expert; a fine expert has H/m")
     kind: str = Field("ffn", description="what an expert computes. ffn: an MLP; lora: B A x, with rank H/m")
@@ -26,7 +26,7 @@ class Experts(Section):
         "token", description="who chooses experts. token: each token for itself; image: all tokens of an image together"
     )
     top_k: int = Field(4, ge=1, description="k, routed fine experts a token is sent to")
-    shared: int = Field(1, ge=0, description="K_s, always-on fine experts a task")
+    shared: int = Field(1, ge=0, description="K_s, always-on fine experts per task")
     global_experts: int = Field(
         2, ge=0, description="global experts of hidden size H, mixed by feature and task; 0: none"
     )
@@ -64,7 +64,7 @@ class Experts(Section):
     noise: float = Field(0.0, ge=0, description="standard deviation of the noise on training logits")
     backend: str = Field(
         "fused",
-        description="fused: one dispatch for all tasks; deepspeed, fairscale: those libraries' layers, one a task",
+        description="fused: one dispatch for all tasks; deepspeed, fairscale: those libraries' layers, one per task",
     )
     kernel: str = Field(
         "auto", description="how a rank computes its experts: auto, reference, cpu, grouped, triton (fused only)"
@@ -72,7 +72,7 @@ class Experts(Section):
 
     @property
     def routed(self) -> int:
-        """N', routed fine experts a task."""
+        """N', routed fine experts per task."""
         return self.count * self.split
 
     @property

@@ -1,6 +1,6 @@
 """What stands in the routed experts' place while a plan counts a decoder's operations on tensors without data.
 
-Legend: T tasks, N tokens a task, C channels, S shared experts a task.
+Legend: T tasks, N tokens per task, C channels, S shared experts per task.
 """
 
 from __future__ import annotations

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.labels.base import IGNORE, IntegerMap, Label
+from fgmoe_dist.labels.base import IntegerMap, Label
 from fgmoe_dist.labels.binary import BinaryMap
 from fgmoe_dist.labels.boundary import BoundaryMap
 from fgmoe_dist.labels.classes import ClassMap
 from fgmoe_dist.labels.scalar import ScalarMap
 from fgmoe_dist.labels.storage import CodecError, Stored
 from fgmoe_dist.labels.vectors import VectorMap
+from fgmoe_dist.metrics.meter import IGNORE
 
 __all__ = [
     "IGNORE", "KINDS", "BinaryMap", "BoundaryMap", "ClassMap", "CodecError", "IntegerMap",

@@ -25,8 +25,6 @@ from fgmoe_dist.labels.storage import Stored
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORE = 255  # marks a pixel without a label in 8-bit maps
-
 
 class Label(Stored):
     """One kind of label with its options; instances are frozen dataclasses, so they compare and travel by value."""

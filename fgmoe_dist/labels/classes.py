@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from fgmoe_dist.labels.base import IGNORE, IntegerMap, resize
+from fgmoe_dist.labels.base import IntegerMap, resize
+from fgmoe_dist.metrics.meter import IGNORE
 
 MOST_CLASSES = 65535
 

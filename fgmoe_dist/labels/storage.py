@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 import cv2
 import numpy as np
 
+from fgmoe_dist.errors import first_line
+
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 
 
@@ -90,7 +92,7 @@ def read_npy(key: str, data: bytes | memoryview) -> np.ndarray:
     try:
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
-        raise CodecError(f"{key} is no readable .npy array ({str(error).splitlines()[0]})") from error
+        raise CodecError(f"{key} is no readable .npy array ({first_line(error)})") from error
 
 
 def read_picture(key: str, extension: str, data: bytes | memoryview) -> np.ndarray:

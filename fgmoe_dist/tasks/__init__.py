@@ -12,8 +12,9 @@ from typing import Any
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.metrics.constant import ConstantBaseline
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task
-from fgmoe_dist.tasks.labelling import labels_of
+from fgmoe_dist.tasks.labelling import labels_of, require_labels
 from fgmoe_dist.tasks.registry import KINDS, TASKS
 
 __all__ = ["IGNORE", "KINDS", "TASKS", "DatasetInfo", "Task", "baselines", "create_tasks", "headlines", "labels_of"]
@@ -30,25 +31,24 @@ def create_tasks(names: Sequence[str], info: DatasetInfo, edge_positive_weight: 
     Raises:
         UserError: the data set has no labels for a task, or nobody knows what it is.
     """
-    missing = [name for name in names if name not in info.tasks]
-    if missing:
-        raise UserError(f"tasks: the shards have no {', '.join(missing)}; they have {', '.join(info.tasks)}")
+    require_labels(names, info, "the shards")
     options = {"edge_positive_weight": edge_positive_weight}
     return [_create(name, info, options) for name in names]
 
 
 def _create(name: str, info: DatasetInfo, options: dict[str, Any]) -> Task:
-    if name in TASKS:
-        return TASKS[name].create(name, info, {}, options)
     definitions = getattr(info, "definitions", None) or {}
+    if name in TASKS:
+        return TASKS[name].create(name, info, definitions.get(name, {}), options)
     if name not in definitions:
-        raise UserError(
-            f"tasks: {name} is no task{_nearest(name, [*TASKS, *definitions])}, and the data set defines none"
-        )
+        near = _nearest(name, [*TASKS, *definitions])
+        raise UserError(f"tasks: {name} is no task{near}, and the data set defines none{HINT}")
     facts = dict(definitions[name])
     kind = facts.pop("kind", None)
     if kind not in KINDS:
-        raise UserError(f"tasks: {name} is of kind {kind}{_nearest(str(kind), KINDS)}; use one of {', '.join(KINDS)}")
+        raise UserError(
+            f"tasks: {name} is of kind {kind}{_nearest(str(kind), KINDS)}; use one of {', '.join(KINDS)}{HINT}"
+        )
     task = KINDS[kind].create(name, info, facts, options)
     task.label = labels_of([name], info.classes, definitions)[name]
     return task

@@ -5,12 +5,13 @@ Loss: cross entropy, mean over labelled pixels. Metric: mIoU over all classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fgmoe_dist.drawing import columns, figures
+from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import ClassMap
 from fgmoe_dist.metrics.encodings import ClassWatch
 from fgmoe_dist.metrics.iou import IoUConstant, IoUMeter
@@ -23,15 +24,17 @@ if TYPE_CHECKING:
 class ClassTask(Task):
     label, headline = ClassMap(), "mIoU"
 
-    def __init__(self, name: str, class_names: list[str]):
+    def __init__(self, name: str, class_names: list[str], colours: Sequence[Sequence[int]] | None = None):
+        """`colours`: RGB of each class in pictures, where the data set has its own."""
         super().__init__(name)
         self.class_names, self.channels = class_names, len(class_names)
         self.label = self.label.with_classes(class_names)
         self.ignore = self.label.ignore
+        self.colours = None if colours is None else _rgb(name, colours, self.channels)
 
     @classmethod
     def create(cls, name: str, info: DatasetInfo, facts: Mapping[str, Any], options: Mapping[str, Any]) -> ClassTask:
-        return cls(name, list(info.classes[name]))
+        return cls(name, list(info.classes[name]), facts.get("colours"))
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
         from torch.nn import functional as F
@@ -63,8 +66,19 @@ class ClassTask(Task):
         return ClassWatch(self.channels, self.ignore)
 
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
-        return columns.classes(self.title, self.class_names, predictions, truths, self.ignore)
+        return columns.classes(self.title, self.class_names, predictions, truths, self.ignore, self.colours)
 
     def figures(self, meter: IoUMeter) -> list[figures.Figure]:
         iou = [(name.removeprefix("IoU/"), value) for name, value in meter.details().items()]
         return [figures.class_bars(iou), figures.confusion(meter.confusion, meter.class_names)]
+
+
+def _rgb(name: str, colours: Sequence[Sequence[int]], count: int) -> np.ndarray:
+    """uint8 [K, 3]."""
+    try:
+        rgb_K3 = np.array(colours, np.uint8).reshape(count, 3)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"{name}: colours must be {count} times three numbers from 0 to 255: rebuild the set"
+        ) from error
+    return rgb_K3

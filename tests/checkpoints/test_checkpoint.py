@@ -168,6 +168,31 @@ def test_training_goes_on_alike_in_every_layout(chain):
         assert losses == pytest.approx(chain[1][0], rel=1e-5)
 
 
+def write_shared_banks(folder: Path) -> list[Path]:
+    """The same through three layouts, of a bank that all tasks share."""
+    shared, written = dict(bank="shared", kind="lora", kernel="reference"), []
+    for number, layout in enumerate([(4, 2), (1, 0), (2, 1)]):
+        engine = engine_of(layout, seed=1 + number, **shared)
+        if written:
+            resume(engine, written[-1], {"tasks": ["depth"], "encoder_checksum": "e"})
+        else:
+            step(engine, 0)
+        written.append(save(engine, folder / str(number), state_of(layout)))
+    return written
+
+
+def test_experts_that_tasks_share_are_there_once_and_move_between_layouts(tmp_path):
+    first, *others = map(tensors_of, run_ranks(WORLD, write_shared_banks, tmp_path)[0])
+    assert {name for name in first if ".experts." in name} == {
+        f"blocks.{block}.experts.shared.{expert}.{weight}.{kind}"
+        for block in range(BLOCKS) for expert in range(4) for weight in ("a_ECR", "b_ERC")
+        for kind in ("weight", "exp_avg", "exp_avg_sq")
+    }  # fmt: skip
+    assert first["blocks.1.experts.shared.3.a_ECR.weight"].shape == (C, 8)
+    for other in others:
+        assert first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
+
+
 # A bank of buffers stands for whatever a router may keep beside its weights.
 
 

@@ -204,7 +204,7 @@ def test_mistakes_in_where_are_named(built, pascal, tmp_path):
     build_shards(pascal, "val", tmp_path / "p")
     with pytest.raises(UserError, match="do not mix"):
         ShardSet.open([built, tmp_path / "p"])
-    with pytest.raises(UserError, match="no labels for human_parts: set tasks to some of semseg"):
+    with pytest.raises(UserError, match="no labels for human_parts; set tasks to some of semseg"):
         ShardSet.open(built).require(["semseg", "human_parts"])
     with pytest.raises(UserError, match="no image '9999'"):
         dump_sample(built, "9999", tmp_path)

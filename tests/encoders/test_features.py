@@ -18,10 +18,12 @@ from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.encoders.features import build_features, check_cache, made_with
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.ranks import Ranks
 from tests.archives import save
 from tests.ranks import run_ranks
 from tests.runs import Runs, this_rank, trainer_on_rank
 
+ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 VIEWS = 2
 
 
@@ -32,7 +34,7 @@ def home(nyud_shards, tmp_path_factory) -> Runs:
 
 @pytest.fixture(scope="module")
 def cache(home):
-    build_features(home.config(), home.root / "features", VIEWS)
+    build_features(home.config(), home.root / "features", VIEWS, ALONE)
     return home.root / "features"
 
 
@@ -120,7 +122,7 @@ def test_labels_of_any_kind_are_cached(home, tmp_path):
     (tmp_path / "own.yaml").write_text(json.dumps(description))
     images = build_shards(open_layout(tmp_path / "own.yaml"), "train", tmp_path / "train")
     config = home.config(data__train=tmp_path / "train")
-    features = build_features(config, tmp_path / "features", VIEWS)
+    features = build_features(config, tmp_path / "features", VIEWS, ALONE)
     assert features.definitions == images.definitions != {} and verify_shards(tmp_path / "features") == []
     cached = FeatureTransform(config.data.image_size, tasks, features.cache.levels_Chw, features.labels)
     plain = TrainTransform(config.data.image_size, (0.5,) * 3, (0.5,) * 3, tasks, labels=images.labels)
@@ -157,15 +159,15 @@ def test_an_interrupted_cache_goes_on_and_a_finished_one_is_kept(home, cache, tm
     lost = copy / "view-01" / ShardSet.open(cache).shards[1].name
     truth = lost.read_bytes()
     lost.unlink()
-    build_features(home.config(), copy, VIEWS)
+    build_features(home.config(), copy, VIEWS, ALONE)
     assert lost.read_bytes() == truth and json.loads((copy / "index.json").read_text()) == json.loads(
         (cache / "index.json").read_text()
     )
     before = lost.stat().st_mtime_ns
-    build_features(home.config(), copy, VIEWS)
+    build_features(home.config(), copy, VIEWS, ALONE)
     assert lost.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="already holds other shards"):
-        build_features(home.config(run__seed=1), copy, VIEWS)
+        build_features(home.config(run__seed=1), copy, VIEWS, ALONE)
 
 
 class _Encoder:
@@ -202,10 +204,10 @@ def test_features_in_the_wrong_place_are_named(home, cache, tmp_path):
     with pytest.raises(UserError, match="data.val .* holds cached features"):
         check_cache(images, features, home.config(), _Encoder())
     with pytest.raises(UserError, match="holds features already"):
-        build_features(home.config(data__train=cache), tmp_path / "again", VIEWS)
+        build_features(home.config(data__train=cache), tmp_path / "again", VIEWS, ALONE)
     with pytest.raises(UserError, match="give the folder, not single shards"):
         ShardSet.open(f"{cache}/nyud-train-000000.tar")
     with pytest.raises(UserError, match="do not mix"):
         ShardSet.open([cache, home.config().data.train])
     with pytest.raises(UserError, match="give at least 1"):
-        build_features(home.config(), tmp_path / "none", 0)
+        build_features(home.config(), tmp_path / "none", 0, ALONE)

@@ -70,9 +70,13 @@ def test_onnx_predicts_as_the_model(tmp_path, experts):
     assert json.loads({entry.key: entry.value for entry in loaded.metadata_props}["fgmoe"])["checkpoint"]["step"] == 3
 
 
+SHARED = dict(bank="shared", kind="lora", router="image", shared_gate="joint")
+
+
 @pytest.mark.slow
-def test_pt2_with_every_option(tmp_path):
-    model, state = tiny_model(**OPTIONS, capacity_factor=1.2)
+@pytest.mark.parametrize("experts", [{**OPTIONS, "capacity_factor": 1.2}, SHARED], ids=["options", "shared"])
+def test_pt2_with_every_option(tmp_path, experts):
+    model, state = tiny_model(**experts)
     convert_model(model, state, "pt2")(tmp_path / "model.pt2")
     assert greatest(model, "pt2", tmp_path / "model.pt2") < 1e-6
 

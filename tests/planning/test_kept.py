@@ -11,6 +11,7 @@ from fgmoe_dist.config import build_config
 from fgmoe_dist.experts.backends import create_routed_experts
 from fgmoe_dist.experts.kernels import choose_kernel, find_kernel
 from fgmoe_dist.experts.kinds.ffn import FFNWeights
+from fgmoe_dist.experts.kinds.lora import LoRAWeights
 from fgmoe_dist.planning.counts import Counts
 from fgmoe_dist.planning.kept import kernel_keeps, planned_kernel, routed_bytes
 from fgmoe_dist.precision import PRECISIONS
@@ -64,6 +65,19 @@ def test_a_kernel_keeps_what_is_planned(kernel, precision):
     keeps = kernel_keeps("ffn", kernel, C, H, K, dtype.itemsize)
     slots = expert_MK.numel() if keeps.empty_too else (expert_MK >= 0).sum().item()
     assert rows * (keeps.features + keeps.row) + slots * keeps.slot == pytest.approx(held, rel=0.03)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_low_rank_expert_keeps_its_hidden_units_once(precision):
+    torch.manual_seed(0)
+    dtype, rows = PRECISIONS[precision], 4096
+    bank = [torch.randn(shape).to(dtype).requires_grad_() for shape in [(EXPERTS, C, H), (EXPERTS, H, C)]]
+    x_MC, weight_MK = torch.randn(rows, C).to(dtype).requires_grad_(), torch.rand(rows, K).requires_grad_()
+    expert_MK = torch.rand(rows, EXPERTS).topk(K).indices.to(torch.int32)
+    kernel = find_kernel("lora", "reference")
+    held = held_bytes(lambda: kernel(x_MC, weight_MK, expert_MK, LoRAWeights(*bank)), *bank)
+    keeps = kernel_keeps("lora", "reference", C, H, K, dtype.itemsize)
+    assert rows * (keeps.features + keeps.row) + rows * K * keeps.slot == pytest.approx(held, rel=0.03)
 
 
 @pytest.fixture

@@ -56,6 +56,13 @@ def test_routed_experts_by_hand():
     assert busy["routed experts", "forward"] == pytest.approx(blocks * (3 * experts + router))
 
 
+def test_shared_banks_and_low_rank_experts_do_the_same_products():
+    """Ranks and hidden sizes are the same number here; an expert of a shared bank has the rows of all tasks."""
+    of_each = parts(tiny(train={"batch_size": 1}), Placement(1, 1, 1))
+    for changes in ({"bank": "shared"}, {"kind": "lora"}):
+        assert parts(tiny(train={"batch_size": 1}, experts=changes), Placement(1, 1, 1)) == of_each
+
+
 def exchange_by_hand(placement, near, far, cover_forward, cover_backward):
     """Forward and backward seconds of two blocks, of links given as (latency, bytes a second)."""
     config, rows = tiny(), 12 * (1 - math.comb(4 - 4 // placement.ep_size, 2) / math.comb(4, 2))

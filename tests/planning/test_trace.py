@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -14,6 +15,8 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.model import create_model
 from fgmoe_dist.planning.trace import AnyDataset, count
+from fgmoe_dist.tasks import TASKS
+from fgmoe_dist.tasks.class_map import ClassTask
 from fgmoe_dist.tasks.labelling import KNOWN_KEYS
 from tests.runs import SETTINGS
 
@@ -37,6 +40,7 @@ def without_routing(model, config):
 @pytest.mark.parametrize("sections", [
     {}, {"decoder": {"channels": 24, "stride": 16, "adapter_rank": 2, "level_weights": True}},
     {"experts": {"shared": 0, "global_experts": 0, "hidden": 16}}, {"experts": {"shared_gate": "joint", "shared": 2}},
+    {"experts": {"bank": "shared", "kind": "lora", "router": "image"}},
 ])  # fmt: skip
 def test_parameters_are_the_model_s(sections):
     config = configuration(**sections)
@@ -102,6 +106,12 @@ def test_products_of_shared_and_global_experts_by_hand():
     assert work["global"] == blocks * tokens * (2 * 2 * 2 * c * 32 + tasks * 2 * c * 2 + tasks * 2 * 2 * c)
 
 
+def test_a_bank_that_tasks_share_has_as_many_fewer_parameters():
+    of_each, shared = (count(configuration(experts={"bank": bank})) for bank in ("task", "shared"))
+    assert of_each.expert_parameters == 4 * shared.expert_parameters
+    assert of_each.dense_parameters == shared.dense_parameters and of_each.work == shared.work
+
+
 def test_bf16_halves_what_is_kept_and_is_counted_as_bf16():
     full = count(configuration())
     half = count(configuration(train={"precision": "bf16"}, parallel={"zero_stage": 1}))
@@ -120,6 +130,22 @@ def test_large_encoders_need_no_memory():
 def test_pyramids_are_counted_too(name):
     found = count(configuration(encoder={"name": name}, data={"image_size": [224, 224]}))
     assert found.encoder_parameters > 1e6 and any(w.part == "encoder" for w in found.work)
+
+
+def test_tasks_of_a_data_set_are_planned_where_it_is_there(pascal_shards, tmp_path, monkeypatch):
+    index = json.loads((pascal_shards.train / "index.json").read_text())
+    index["tasks"] += ["material", "haze"]
+    index["classes"]["material"] = ["?"] * 300
+    index["definitions"] = {"material": {"kind": "classes"}, "haze": {"kind": "scalar"}}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    config = build_config({**SETTINGS, "tasks": ["material", "haze"], "data": {"train": str(tmp_path)}})
+    assert [task.channels for task in real_model(config).tasks] == [300, 1]
+    assert count(config).dense_parameters > 0
+    with pytest.raises(UserError, match="tasks.0='material': no such task"):
+        build_config({**SETTINGS, "tasks": ["material"], "data": {"train": str(tmp_path / "nowhere")}})
+    monkeypatch.setitem(TASKS, "material", ClassTask)
+    with pytest.raises(UserError, match="how many classes material has stands with its shards; set data.train"):
+        count(build_config({**SETTINGS, "tasks": ["material"]}))
 
 
 def test_what_cannot_be_is_told():

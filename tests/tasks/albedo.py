@@ -8,13 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from fgmoe_dist.drawing import columns
+from fgmoe_dist.labels import VectorMap
 from fgmoe_dist.metrics.meter import Meter
 from fgmoe_dist.metrics.vectors import VectorConstant, VectorMeter
 from fgmoe_dist.tasks.base import Task, mean_over_valid
 
 
 class Albedo(Task):
-    kind, name, title, channels = "vectors", "albedo", "albedo", 3
+    label, name, title, channels = VectorMap(3), "albedo", "albedo", 3
     headline, lower_is_better, headline_scale = "rmse", True, 100.0
 
     def loss(self, prediction_BKHW, target_BKHW):

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from fgmoe_dist.data.layouts import open_layout
+from fgmoe_dist.data.shards import build_shards
+from fgmoe_dist.data.stream import evaluation_samples
 from fgmoe_dist.drawing.panel import panel
+from fgmoe_dist.errors import UserError
 from fgmoe_dist.evaluation.predictions import write_predictions
 from fgmoe_dist.evaluation.score_files import score
 from fgmoe_dist.evaluation.scorer import Scorer
@@ -21,6 +25,7 @@ from fgmoe_dist.tasks import TASKS, baselines, create_tasks, headlines
 from fgmoe_dist.tracking.compare import RunRecord, compare
 from fgmoe_dist.training.scoring import run_score
 from fgmoe_dist.verbs import score as score_verb
+from tests.archives import save
 from tests.tasks.albedo import Albedo
 
 H, W = 10, 12
@@ -119,3 +124,20 @@ def test_runs_are_compared_by_it(albedo):
     row, gain = [row for row in compare(runs) if row.section == "score"]
     assert row.name == "albedo rmse (lower is better)" and row.best == {1} and gain.cells == ("0", "+20.00 %")
     assert headlines([albedo]) == {"albedo": {"metric": "rmse", "lower_is_better": True}}
+
+
+def test_a_data_set_may_have_it_and_must_mean_the_same_by_it(albedo, tmp_path):
+    (tmp_path / "ids.txt").write_text("a")
+    for name in ("image", "albedo"):
+        save(tmp_path / f"{name}-a.png", np.full((H, W, 3), [255, 0, 51]))
+    section = {"file": "albedo-{id}.png"}  # its kind is known
+    description = {"name": "own", "image": {"file": "image-{id}.png"}, "splits": {"train": "ids.txt"}}
+    (tmp_path / "own.yaml").write_text(json.dumps({**description, "tasks": {"albedo": section}}))
+    shardset = build_shards(open_layout(tmp_path / "own.yaml"), "train", tmp_path / "train")
+    assert shardset.tasks == ("albedo",) and shardset.definitions == {}
+    ((found, _),) = evaluation_samples(shardset, ["albedo"], transform=lambda sample: sample["image"])
+    np.testing.assert_allclose(found["albedo"][0, 0], [1, 0, 0.2], rtol=1e-6)
+    wrong = {**section, "range": [0, 255]}  # the bytes would be decoded to other values than they code
+    (tmp_path / "own.yaml").write_text(json.dumps({**description, "tasks": {"albedo": wrong}}))
+    with pytest.raises(UserError, match=r"tasks.albedo describes VectorMap\(.*255.0\)\), but this task has VectorMap"):
+        open_layout(tmp_path / "own.yaml")

@@ -211,7 +211,7 @@ def test_the_learning_rate_falls_as_a_power():
     ("changes", "said"),
     [
         (dict(data__train="/nowhere"), "/nowhere"),
-        (dict(tasks="[semseg, sal]"), "no sal"),
+        (dict(tasks="[semseg, sal]"), "no labels for sal"),
         (dict(encoder__name="vit_tinny"), "vit_tinny"),
         (dict(parallel__ep_size=2), "does not divide the 1 rank"),
         (dict(data__image_size="[112, 150]"), "data.image_size"),

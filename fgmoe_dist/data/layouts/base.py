@@ -10,7 +10,7 @@ Shapes: H, W native size; C = 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from fgmoe_dist.data.pictures import read_photograph, read_picture
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
 from fgmoe_dist.tasks.labelling import labels_of
+
+PACKED = (".gz", ".tgz", ".tar", ".zip")
 
 
 class Layout:
@@ -39,6 +41,8 @@ class Layout:
             (docs/contracts.md).
         splits: that it has lists of ids for.
         folder, id_lists, needs: the archive's own folder, where in it the lists of ids lie, and what it must hold.
+        published: how many images each split has as published, where there is one such archive.
+        size: of its images as published, in words.
     """
 
     dataset: str
@@ -49,11 +53,15 @@ class Layout:
     splits = ("train", "val")
     folder: str
     id_lists: str
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    published: Mapping[str, int] = {}
+    size: str = ""
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, check: bool = True):
+        """`check`: refuse a root that is not the data set's."""
         self.root = Path(root)
-        self._check_root()
+        if check:
+            self._check_root()
 
     @cached_property
     def labels(self) -> dict[str, Label]:
@@ -67,15 +75,33 @@ class Layout:
             UserError: no such split or list, an empty list, an id twice, or one that no shard could hold.
         """
         self._check_split(split)
-        return read_id_list(self.root / self.id_lists / f"{split}.txt")
+        ids, what = self.listed_ids(split)
+        return check_ids(ids, what)
+
+    def listed_ids(self, split: str) -> tuple[list[str], str]:
+        """The ids of a split as they are, and in words what lists them; `UserError` if there is nothing to read."""
+        return words(self.root / self.id_lists / f"{split}.txt")
 
     def image_path(self, id_: str) -> Path:
         """Where the image of an id lies."""
         raise NotImplementedError
 
+    def file_of(self, key: str, id_: str) -> Path:
+        """Where the image, or the label of a task, lies; the first of its places if it is in none."""
+        places = self.places(id_)[key]
+        return next((path for path in places if path.is_file()), places[0])
+
     def read_labels(self, id_: str) -> dict[str, np.ndarray]:
         """The stored form (see `codec`) of every label that an image has, without the image."""
         raise NotImplementedError
+
+    def places(self, id_: str) -> dict[str, list[Path]]:
+        """Where the files of an image may lie, `image` and the tasks; of several, the first that is there counts."""
+        return {"image": [self.image_path(id_)]}
+
+    def has_size(self, size_hw: tuple[int, int]) -> bool:
+        """Whether an image of the archive as published can have this size."""
+        return True
 
     def files(self, id_: str) -> list[Path]:
         """Files whose sizes told one state of the data set from another before contents did; the first is the image."""
@@ -84,6 +110,10 @@ class Layout:
     def sources(self, id_: str) -> list[Path]:
         """Every file that a sample is made of; the first is the image."""
         return self.files(id_)
+
+    def placed(self, id_: str) -> list[Path]:
+        """The file of every key, each once."""
+        return list(dict.fromkeys(self.file_of(key, id_) for key in self.places(id_)))
 
     def check_labels(self, split: str, ids: Sequence[str]) -> None:
         """Raise `UserError` if a task has no label for any of these images; an archive has all of all."""
@@ -128,16 +158,30 @@ class Layout:
             raise UserError(f"split is {split!r}: use one of {', '.join(self.splits)}")
 
     def _check_root(self) -> None:
+        """Raise `UserError` unless the root is the data set's."""
+        for fault in self.root_faults():
+            raise UserError(fault)
+
+    def root_faults(self) -> list[str]:
+        """What is wrong with the folder as a whole, a line for each fault."""
         if not self.root.is_dir():
-            raise UserError(f"data set root {self.root} is no folder: give the unpacked {self.folder} archive")
-        if all((self.root / name).is_dir() for name in self.needs):
-            return
-        if all((self.root / self.folder / name).is_dir() for name in self.needs):
-            raise UserError(f"data set root {self.root} is one folder too high: give {self.root / self.folder}")
+            return [f"data set root {self.root} is no folder: give the unpacked {self.folder} archive"]
         missing = [name for name in self.needs if not (self.root / name).is_dir()]
-        raise UserError(
-            f"{self.root} is no {self.folder} archive: it lacks {', '.join(missing)}; give the folder that holds them"
-        )
+        if not missing:
+            return []
+        if place := self.elsewhere():
+            way = "low" if place in self.root.parents else "high"
+            return [f"data set root {self.root} is one folder too {way}: give {place}"]
+        packed = next((path for path in sorted(self.root.iterdir()) if path.suffix in PACKED), None)
+        cure = f"unpack {packed} first" if packed else "give the folder that holds them"
+        return [f"{self.root} is no {self.folder} archive: it lacks {', '.join(missing)}; {cure}"]
+
+    def elsewhere(self) -> Path | None:
+        """The folder near the root that is the archive, if there is one."""
+        inside = [path for path in sorted(self.root.iterdir()) if path.is_dir()] if self.root.is_dir() else []
+        near = [self.root / self.folder, *inside, *list(self.root.resolve().parents)[:2]]
+        found = (path for path in near if all((path / name).is_dir() for name in self.needs))
+        return next(found, None) if self.needs else None
 
 
 def read_id_list(path: str | Path) -> list[str]:
@@ -146,21 +190,36 @@ def read_id_list(path: str | Path) -> list[str]:
     Raises:
         UserError: unreadable or empty file, an id twice, or an id with other characters than letters, digits, _ and -.
     """
-    path = Path(path)
+    return check_ids(*words(Path(path)))
+
+
+def words(path: Path) -> tuple[list[str], str]:
+    """The words in an id list, and its name in messages."""
     try:
         ids = path.read_text().split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the id list {path}: {error}") from error
     if not ids:
         raise UserError(f"the id list {path} is empty: put one image id on each line")
+    return ids, f"the id list {path}"
+
+
+def check_ids(ids: list[str], what: str) -> list[str]:
+    """The ids of `what`, if nothing is wrong with them: `UserError` by the first of `id_faults`."""
+    for fault in id_faults(ids, what):
+        raise UserError(fault)
+    return ids
+
+
+def id_faults(ids: list[str], what: str) -> Iterator[str]:
+    """A line for each id that no shard could hold, and for each that is there twice."""
     seen: set[str] = set()
     for id_ in ids:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", id_):
-            raise UserError(f"the id list {path} has {id_!r}: an id is letters, digits, _ and - (no extension)")
+            yield f"{what} has {id_!r}: an id is letters, digits, _ and - (no extension)"
         if id_ in seen:
-            raise UserError(f"the id list {path} has {id_} twice: remove one")
+            yield f"{what} has {id_} twice: remove one"
         seen.add(id_)
-    return ids
 
 
 def thin(mask_HW: np.ndarray) -> np.ndarray:

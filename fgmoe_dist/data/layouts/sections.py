@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from fgmoe_dist.data.arrays import as_float32
 from fgmoe_dist.data.label_files import (
@@ -29,6 +29,7 @@ from fgmoe_dist.data.label_files import (
     whole_numbers,
 )
 from fgmoe_dist.data.layouts.base import thin
+from fgmoe_dist.data.layouts.places import fields
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import ClassMap
 from fgmoe_dist.labels.boundary import truth_key
@@ -40,38 +41,34 @@ BOUNDARY_MAX_DIST = 0.0075  # PASCAL-Context's
 MOST_VALUES = 65536  # of a picture of 16 bits
 Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
 Value = Annotated[int, Field(ge=0, lt=MOST_VALUES)]
+Ignored = Annotated[int, Field(gt=-MOST_VALUES, lt=MOST_VALUES)]  # arrays mark with negative numbers
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class Part(BaseModel):
+    """`later`: keys that are newer than some shards. At their default they are not told, so that a set that was built
+    before there were such keys is still known for the same."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, told: Any) -> dict[str, Any]:
+        default = {key: type(self).model_fields[key].default for key in self.later}
+        return {key: value for key, value in told(self).items() if key not in default or value != default[key]}
 
 
 class Files(Part):
-    """Where the file of an image lies: a pattern with {id}, or several, of which the first that exists counts."""
+    """Where the file of an image lies: a pattern with {id} (`places`), or several; the first that exists counts."""
 
     file: Union[str, list[str]]
 
     @field_validator("file")
     @classmethod
-    def _has_id(cls, value: Union[str, list[str]]) -> Union[str, list[str]]:
-        if not value or any("{id}" not in pattern for pattern in listed(value)):
+    def _has_fields(cls, value: Union[str, list[str]]) -> Union[str, list[str]]:
+        if not value or not all(map(fields, listed(value))):
             raise ValueError("write {id} where the image's id stands, as in labels/{id}.png")
         return value
-
-    def find(self, root: Path, id_: str) -> Path | None:
-        """The file of an image, or None if there is none."""
-        paths = (root / pattern.replace("{id}", id_) for pattern in listed(self.file))
-        return next((path for path in paths if path.is_file()), None)
-
-
-class Images(Files):
-    """The images, and which pixels their labels lie on where an EXIF tag turns an image.
-
-    `labels_on` is "shown" for the upright image, "stored" for the pixels as they are in the file; without it the size
-    of the labels tells, where it can.
-    """
-
-    labels_on: Literal["shown", "stored"] | None = None
 
 
 class Section(Files):
@@ -86,7 +83,11 @@ class Section(Files):
 
     def definition(self) -> dict[str, Any]:
         """What `index.json` says of a task that is none of the six (docs/contracts.md)."""
-        return {"kind": self.kind}
+        return {"kind": self.kind, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """What `index.json` says even of a task that everybody knows."""
+        return {}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         """The stored form of the label in a file, by key: `task`, and what else comes of it."""
@@ -98,11 +99,13 @@ class Classes(Section):
 
     classes: Union[list[str], dict[str, Union[Value, list[Value]]]]
     first: Value = 0
-    ignore: Union[list[Value], Literal["others"]] = Field(
+    ignore: Union[list[Ignored], Literal["others"]] = Field(
         default_factory=lambda known: [ClassMap(len(known.get("classes", "1"))).ignore]
     )
+    colours: list[tuple[Byte, Byte, Byte]] | None = None
 
     kind = "classes"
+    later = frozenset({"colours"})
 
     @field_validator("classes")
     @classmethod
@@ -117,16 +120,25 @@ class Classes(Section):
             raise ValueError(f"first: the last class would be value {self.first + len(self.classes) - 1}, above 65535")
         return self
 
+    @model_validator(mode="after")
+    def _a_colour_each(self) -> Classes:
+        if self.colours is not None and len(self.colours) != len(self.classes):
+            raise ValueError(f"colours: there are {len(self.colours)} for {len(self.classes)} classes: give one each")
+        return self
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.classes)
 
+    def facts(self) -> dict[str, Any]:
+        return {"colours": [list(colour) for colour in self.colours]} if self.colours is not None else {}
+
     def table(self) -> np.ndarray:
-        """int32 [65537]: the class of a value in the file, -1 refused. The last is of all beyond 16 bits."""
+        """int32 [65536]: the class of a value in the file, -1 refused."""
         ignore = ClassMap(len(self.classes)).ignore
-        table = np.full(MOST_VALUES + 1, ignore if self.ignore == "others" else -1, np.int32)
+        table = np.full(MOST_VALUES, ignore if self.ignore == "others" else -1, np.int32)
         if self.ignore != "others":
-            table[self.ignore] = ignore
+            table[[value for value in self.ignore if value >= 0]] = ignore
         for number, name in enumerate(self.classes):
             values = self.classes[name] if isinstance(self.classes, dict) else self.first + number
             table[values] = number
@@ -134,12 +146,21 @@ class Classes(Section):
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         value_HW = whole_numbers(path)
-        label_HW = self.table()[np.where((value_HW >= 0) & (value_HW < MOST_VALUES), value_HW, MOST_VALUES)]
+        label_HW = self._classes_of(value_HW)
         if (label_HW < 0).any():
             raise UserError(
                 f"{path} holds value {value_HW[label_HW < 0][0]}, which is no class: name it under classes or ignore"
             )
         return {task: label_HW.astype(ClassMap(len(self.classes)).dtype)}
+
+    def _classes_of(self, value_HW: np.ndarray) -> np.ndarray:
+        """int32 [H, W]: the class of each value, -1 refused."""
+        beyond_HW = (value_HW < 0) | (value_HW >= MOST_VALUES)
+        if not beyond_HW.any():
+            return self.table()[value_HW]
+        ignored_HW = True if self.ignore == "others" else np.isin(value_HW, self.ignore)
+        ignore = ClassMap(len(self.classes)).ignore
+        return np.where(beyond_HW, np.where(ignored_HW, ignore, -1), self.table()[np.where(beyond_HW, 0, value_HW)])
 
 
 class Mask(Section):
@@ -174,12 +195,15 @@ class Edges(Mask):
 
 
 class Depth(Section):
-    """`depth`: an .npy array or a picture of 8 or 16 bits, times `unit` metres (`factor` is another name for it)."""
+    """`depth`: an .npy array or a picture of 8 or 16 bits, times `unit` metres (`factor` is another name for it), plus
+    `offset` metres."""
 
     unit: float = Field(1.0, gt=0)
+    offset: float = 0.0
     invalid: list[float] = [0]
 
     kind = "scalar"
+    later = frozenset({"offset"})
 
     @model_validator(mode="before")
     @classmethod
@@ -191,11 +215,11 @@ class Depth(Section):
         return {"unit" if key == "factor" else key: value for key, value in values.items()}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        return {task: _numbers(path, self.unit, self.invalid, positive=True)}
+        return {task: _numbers(path, self.unit, self.offset, self.invalid, positive=True)}
 
 
 class Scalar(Section):
-    """One number a pixel: an .npy array or a picture of 8 or 16 bits, times `factor`.
+    """One number a pixel: an .npy array or a picture of 8 or 16 bits, times `factor`, plus `offset`.
 
     `unit` is the name of the values' unit; a number there is a factor, as for `depth`. `scales` is that of
     `labels.ScalarMap`. What is not finite is invalid, and so are the values of `invalid`, as they are in the file.
@@ -203,11 +227,13 @@ class Scalar(Section):
 
     unit: str = ""
     factor: float = Field(1.0, gt=0)
+    offset: float = 0.0
     metric: str = "rmse"
     scales: Literal["none", "inverse", "proportional"] = "none"
     invalid: list[float] = []
 
     kind = "scalar"
+    later = frozenset({"offset"})
 
     @model_validator(mode="before")
     @classmethod
@@ -222,19 +248,21 @@ class Scalar(Section):
         return {**super().definition(), "unit": self.unit, "metric": self.metric, "scales": self.scales}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        return {task: _numbers(path, self.factor, self.invalid)}
+        return {task: _numbers(path, self.factor, self.offset, self.invalid)}
 
 
 class Normals(Section):
     """`normals`: RGB with n = 2x/255 - 1 and (0, 0, 0) = invalid, or an .npy of vectors, NaN or zero = invalid.
 
     `axes` says what the file's three channels are, seen from the camera: x right, y down or up as one likes, but the
-    same everywhere, for a flip turns x around.
+    same everywhere, for a flip turns x around. `order` is that of an .npy's axes.
     """
 
     axes: tuple[Axis, Axis, Axis] = ("x", "y", "z")
+    order: Literal["hwc", "chw"] = "hwc"
 
     kind = "vectors"
+    later = frozenset({"order"})
 
     @field_validator("axes")
     @classmethod
@@ -246,7 +274,7 @@ class Normals(Section):
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         order = [[axis[-1] for axis in self.axes].index(axis) for axis in "xyz"]
         minus = np.array([self.axes[channel].startswith("-") for channel in order])
-        stored_HWC = directions(path, 3)
+        stored_HWC = directions(path, 3, self.order)
         ordered_HWC = stored_HWC[..., order]
         if stored_HWC.dtype != np.uint8:
             return {task: ordered_HWC * np.where(minus, np.float32(-1), np.float32(1))}
@@ -258,7 +286,8 @@ class Vectors(Section):
 
     With `unit` they are directions, coded as `normals` are, x first. Else they are free components, which a flip does
     not change: an .npy has the values themselves, and a picture's darkest to brightest are `range`. `invalid` is the
-    one value of a pixel, all channels of it as they are in the file, that says it has no label.
+    one value of a pixel, all channels of it as they are in the file, that says it has no label; `order` is that of an
+    .npy's axes.
     """
 
     channels: int = Field(3, ge=1, le=MOST_CHANNELS)
@@ -266,8 +295,10 @@ class Vectors(Section):
     range: tuple[float, float] = (0.0, 1.0)
     metric: str = Field(default_factory=lambda known: "mean" if known.get("unit") else "rmse")
     invalid: list[float] | None = None
+    order: Literal["hwc", "chw"] = "hwc"
 
     kind = "vectors"
+    later = frozenset({"order"})
 
     @model_validator(mode="after")
     def _agrees(self) -> Vectors:
@@ -285,9 +316,9 @@ class Vectors(Section):
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         if self.unit:
-            return {task: directions(path, self.channels)}
-        read = vectors if is_array(path) else colours
-        return {task: self._components(read(path, self.channels), path)}
+            return {task: directions(path, self.channels, self.order)}
+        value_HWC = vectors(path, self.channels, self.order) if is_array(path) else colours(path, self.channels)
+        return {task: self._components(value_HWC, path)}
 
     def _components(self, value_HWC: np.ndarray, path: Path) -> np.ndarray:
         """uint8 as it is where every pixel has a label, else float32."""
@@ -332,13 +363,14 @@ def _as_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _numbers(path: Path, factor: float, invalid: list[float], positive: bool = False) -> np.ndarray:
-    """float32 [H, W] of a file's values times `factor`; NaN where invalid, or 0 if only what is positive is valid."""
+def _numbers(path: Path, factor: float, offset: float, invalid: list[float], positive: bool = False) -> np.ndarray:
+    """float32 [H, W] of a file's values times `factor` plus `offset`; NaN where invalid, or 0 where only what is
+    positive is valid."""
     value_HW = measurements(path)
     if value_HW.dtype == np.float16:
         value_HW = value_HW.astype(np.float32)  # a factor would be rounded, and overflow, in 16 bits
     valid_HW = np.isfinite(value_HW) & ~np.isin(value_HW, invalid)
+    scaled_HW = as_float32(value_HW, path, valid_HW, factor, offset)
     if positive:
-        valid_HW &= value_HW > 0
-    scaled_HW = as_float32(value_HW, path, factor, valid_HW)
+        valid_HW &= scaled_HW > 0
     return np.where(valid_HW, scaled_HW, np.float32(0 if positive else np.nan))

@@ -10,7 +10,7 @@ them, which must be that of the other ranks.
 `reference` computes every kind of expert; a fast kernel is a file here and a line in `KERNELS` for each kind that it
 computes.
 
-Legend: M rows on this rank, C channels, K slots a row, E experts on this rank, H hidden size of one.
+Legend: M rows on this rank, C channels, K slots per row, E experts on this rank, H hidden size of one.
 """
 
 from __future__ import annotations

@@ -2,15 +2,15 @@
 
 What costs on a CPU is moving rows and touching fresh memory, not multiplying. So slots are sorted by expert once; an
 expert's rows are cut into pieces that fit a core's cache; pieces of similar size are padded to one size and multiplied
-as a batch (`bmm`), which spares a dispatch an expert and is the one form of small product that threads and bf16 both
+as a batch (`bmm`), which spares a dispatch per expert and is the one form of small product that threads and bf16 both
 speed up. Workspaces serve all groups, rows never exist for all slots at once: of a slot only its hidden units before
-the activation are kept for the backward pass (k x H numbers a token, C for the usual k x H = C), because multiplying
+the activation are kept for the backward pass (k x H numbers per token, C for the usual k x H = C), because multiplying
 again costs more than reading them back.
 
 Padding repeats the piece's last row with gate 0: it adds nothing, and a non-finite token stays among its own experts.
 
 Legend: kernels/__init__.py; P pieces, G pieces of a group, R rows of a padded piece, S padded slots, in the order of
-the pieces; 1 stands for itself.
+the pieces; 1 an axis of one number.
 """
 
 from __future__ import annotations

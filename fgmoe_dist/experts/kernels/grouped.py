@@ -1,4 +1,4 @@
-"""Sort the slots by expert, then one grouped GEMM a layer (`torch.nn.functional.grouped_mm`).
+"""Sort the slots by expert, then one grouped GEMM per layer (`torch.nn.functional.grouped_mm`).
 
 Fast where grouped_mm is: bf16 on a recent GPU. fp32 and bf16 only. No size depends on the routing, so that the host
 never waits for the device: empty slots are sorted behind the last expert's, where grouped_mm computes nothing.

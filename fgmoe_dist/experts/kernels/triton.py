@@ -6,7 +6,7 @@ are freed at once. The experts of a token work in different tiles, so adding in 
 and with it the last bits, changes from run to run.
 
 Backward: `_hidden_gradient` gives the gradients of gates and hidden units in one pass, `_second_layer` once more those
-of x, `_weight_gradient` those of a layer's weights and biases. Besides the inputs one number a hidden unit is kept,
+of x, `_weight_gradient` those of a layer's weights and biases. Besides the inputs one number per hidden unit is kept,
 from before its GELU: K * H a token, no more than x where K experts together are as wide as x. To compute it anew would
 cost half a forward pass.
 
@@ -259,7 +259,7 @@ def _weight_gradient(
 ):  # fmt: skip
     """dw = sum_r a[r]^T b[r] and db = sum_r b[r] of one expert; zeros for an expert without rows.
 
-    FIRST layer: a is x, gathered by token, b the gradient a row. Second layer: a is a row's hidden units, b is dy,
+    FIRST layer: a is x, gathered by token, b the gradient per row. Second layer: a is a row's hidden units, b is dy,
     gathered by token and times the row's gate.
     """
     blocks = tl.cdiv(width, BLOCK_N)
@@ -306,8 +306,8 @@ class _Plan(NamedTuple):
     start_E: Tensor  # first row of each expert, and at the end the number of rows; int32
     expert_T: Tensor  # -1 beyond the last tile
     first_T: Tensor
-    block: int  # rows a tile
-    slots: int  # slots a token
+    block: int  # rows per tile
+    slots: int  # slots per token
 
     @classmethod
     def of(cls, expert_MK: Tensor, experts: int) -> _Plan:

@@ -1,6 +1,6 @@
 """What a router promises: one file for each, and one line in `ROUTERS`.
 
-Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selected, S shared experts a task.
+Legend: T tasks, N tokens per task, C channels, E routed experts per task, K selected, S shared experts per task.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The granularity of MLoRE's router (CVPR 2024, arXiv 2403.17749): one vector of g
 pixel-wise layers before the mean are left out. Scores, selection, gates and their options are those of the router
 `token`; a capacity keeps the first of an image's tokens, whose gates are equal.
 
-Legend: T tasks, N tokens a task, C channels, M images.
+Legend: T tasks, N tokens per task, C channels, M images.
 """
 
 from __future__ import annotations

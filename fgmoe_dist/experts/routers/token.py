@@ -1,4 +1,4 @@
-"""Each token chooses its own experts: T routers, one a task, over N' routed fine experts each. They compute in fp32.
+"""Each token chooses its own experts: T routers, one per task, over N' routed fine experts each. They compute in fp32.
 
 DeepSeekMoE (arXiv 2401.06066) section 3: gates are the softmax scores kept for the selected experts, not
 renormalised. Options: sigmoid scores, renormalised gates, noise on the logits, and one softmax over the shared
@@ -7,7 +7,7 @@ and the selected routed logits (arXiv 2510.00570). Which experts are selected ca
     a bias      on the scores, for selection alone, moved against the load after each step (arXiv 2408.15664)
     capacity    slots an expert takes of one image, so that the result does not depend on how a batch is split
 
-Legend: T tasks, N tokens a task, C channels, E routed experts a task, K selected, S shared experts a task,
+Legend: T tasks, N tokens per task, C channels, E routed experts per task, K selected, S shared experts per task,
 G groups of experts, I experts of one, M rows that are scored (here the tokens), R rows of slots that share a capacity.
 """
 
@@ -119,7 +119,7 @@ def keep_best_groups(score_TNE: Tensor, groups: int, kept: int) -> Tensor:
 def over_capacity(weight_TNK: Tensor, expert_TNK: Tensor, config: Experts, images: int) -> Tensor:
     """Which slots find their expert full: all but the `capacity` highest gates of an image; of equals, the later token.
 
-    An expert takes at most ceil(factor * K * n / E) of the K * n slots of each of the `images`, n tokens an image.
+    An expert takes at most ceil(factor * K * n / E) of the K * n slots of each of the `images`, n tokens per image.
     """
     tasks, tokens, top_k = weight_TNK.shape
     slots = tokens // max(1, images) * top_k  # a rank may have no images
