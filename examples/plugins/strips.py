@@ -1,7 +1,7 @@
 """A data set whose files take some code to read: the left half is the photograph, the right half its albedo."""
 
+from fgmoe_dist.data.label_files import colours
 from fgmoe_dist.data.layouts import LAYOUTS, Layout
-from fgmoe_dist.data.layouts.base import read_picture
 
 
 class Strips(Layout):
@@ -19,7 +19,7 @@ class Strips(Layout):
         return {"albedo": self._halves(id_)[1]}
 
     def _halves(self, id_):
-        strip_HWC = read_picture(self.image_path(id_), "RGB")
+        strip_HWC = colours(self.image_path(id_), 3)
         middle = strip_HWC.shape[1] // 2
         return strip_HWC[:, :middle], strip_HWC[:, middle:]
 

@@ -26,6 +26,7 @@ def whole_numbers(path: Path) -> np.ndarray:
     """int64 `[H, W]` class or region numbers: a picture's numbers as they are stored, or an .npy of whole numbers."""
     value_HW = _plane(read_array(path), path) if is_array(path) else read_picture(path).numbers()
     if value_HW.dtype.kind == "f":
+        value_HW = value_HW.astype(np.float64)  # of 16 bits, 2**53 would be infinite
         broken = ~np.isfinite(value_HW) | (value_HW != np.round(value_HW)) | (np.abs(value_HW) > 2**53)
         if broken.any():
             raise UserError(f"{path} holds value {value_HW[broken][0]:g}, no whole number: save class numbers")

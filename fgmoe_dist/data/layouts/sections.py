@@ -402,6 +402,9 @@ def _numbers(path: Path, factor: float, offset: float, invalid: list[float], pos
     if value_HW.dtype == np.float16:
         value_HW = value_HW.astype(np.float32)  # a factor would be rounded, and overflow, in 16 bits
     valid_HW = np.isfinite(value_HW) & ~np.isin(value_HW, invalid)
+    if positive:  # known before it is asked what 32 bits hold: a huge negative number is a mark, and no depth
+        with np.errstate(over="ignore", invalid="ignore"):
+            valid_HW &= value_HW * factor + offset > 0
     scaled_HW = as_float32(value_HW, path, valid_HW, factor, offset)
     if positive:
         valid_HW &= scaled_HW > 0
