@@ -114,7 +114,10 @@ def to_yaml(config: Config) -> str:
 
 
 def _read_inheriting(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle; a name that no file can have
+        raise UserError(f"--config {str(path)!r}: leads to no file ({error}); name one that exists") from None
     if path in seen:
         raise UserError(f"{path}: inherits from itself; break the circle")
     values = read_yaml(path, "--config")

@@ -29,6 +29,18 @@ class _Record(_Facts):
     ids: list[str]
 
 
+class _Tally(_Facts):
+    """`survey.Tally.figures`."""
+
+    images: Count
+    pixels: float
+    shares: list[float] = []
+    low: float = 0
+    high: float = 0
+    mean: float = 0
+    median: float = 0
+
+
 class _Set(_Facts):
     dataset: str
     split: str
@@ -37,6 +49,8 @@ class _Set(_Facts):
     boundary_max_dist: float = Field(gt=0, lt=1)
     shards: list[_Record]
     definitions: dict[str, dict[str, Any]] = {}
+    largest: Annotated[list[Count], Field(min_length=2, max_length=2)] = [0, 0]
+    survey: dict[str, _Tally] = {}
 
 
 class _Views(_Facts):

@@ -290,7 +290,8 @@ def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
 
 def _facts(index: dict) -> dict[str, Any]:
     """What an index says besides, unless it was written before it said so."""
-    return {"largest": tuple(index["largest"]), "survey": index["survey"]} if "survey" in index else {}
+    known = {"largest", "survey"} <= index.keys()
+    return {"largest": tuple(index["largest"]), "survey": index["survey"]} if known else {}
 
 
 def _read_views(index: dict, index_urls: list[str]) -> ShardSet:

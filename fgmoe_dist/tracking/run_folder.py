@@ -107,20 +107,28 @@ class RunFolder:
         """
         if not self._metrics.exists():
             return [], 0
-        written = self._metrics.stat().st_mtime
-        with open(self._metrics, "rb") as file:
-            file.seek(offset)
-            whole = file.read()
+        try:
+            written = self._metrics.stat().st_mtime
+            with open(self._metrics, "rb") as file:
+                file.seek(offset)
+                whole = file.read()
+        except OSError as error:
+            raise UserError(
+                f"{self._metrics}: cannot be read ({error.strerror}); restore it or leave the run out"
+            ) from None
         whole = whole[: whole.rfind(b"\n") + 1]  # what follows the last line break is empty, or torn
         entries = [self._entry(line) for line in whole.splitlines() if line]
         return [{**entry, "time": entry.get("time", written)} for entry in entries], offset + len(whole)
 
     def _entry(self, line: bytes) -> dict[str, float | None]:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
             entry = json.loads(line)
-            if isinstance(entry["step"], int):
+            if isinstance(entry["step"], int) and all(map(_is_number, entry.values())):
                 return entry
-        raise UserError(f"{self._metrics}: holds a line without a step ({line[:60]!r}); take it out, or the file away")
+        raise UserError(
+            f"{self._metrics}: holds a line without a step, or with words ({line[:60]!r}); take it out, or the file "
+            "away"
+        )
 
     def write_evaluation(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> Path:
         """Writes `eval/<step>.json`; returns its path."""
@@ -158,7 +166,7 @@ class RunFolder:
 
     def about(self) -> dict[str, Any]:
         """What `about.json` holds; empty before the first `update_about`."""
-        return _read_json(self.about_file) if self.about_file.exists() else {}
+        return _read_json(self.about_file, _is_about) if self.about_file.exists() else {}
 
     def settings(self) -> dict[str, Any]:
         """What `config.yaml` holds, nested. UserError where it cannot be read, or is no configuration."""
@@ -195,7 +203,7 @@ def _read_json(path: Path, is_right: Callable[[dict], bool] = lambda value: True
     """A mapping in a file; UserError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{path}: is no valid JSON; remove the file or restore it") from None
     if not isinstance(value, dict) or not is_right(value):
         raise UserError(f"{path}: is not what a run writes there; remove the file or restore it")
@@ -203,4 +211,30 @@ def _read_json(path: Path, is_right: Callable[[dict], bool] = lambda value: True
 
 
 def _are_scores(value: dict) -> bool:
-    return all(isinstance(metrics, dict) for metrics in value.values())
+    return all(isinstance(metrics, dict) and all(map(_is_number, metrics.values())) for metrics in value.values())
+
+
+def _is_about(value: dict) -> bool:
+    """What a comparison reads of it, as `Recorder.start` writes it; other facts are left to who asks for them."""
+    return (
+        isinstance(value.get("status", ""), str)
+        and all(isinstance(tag, str) for tag in _mapping(value, "tags").values())
+        and all(map(_is_number, _mapping(value, "model").values()))
+        and all(
+            isinstance(headline, dict)
+            and isinstance(headline.get("metric"), str)
+            and isinstance(headline.get("lower_is_better"), bool)
+            for headline in _mapping(value, "headlines").values()
+        )
+    )
+
+
+def _mapping(value: dict, key: str) -> dict[str, Any]:
+    """The mapping under a key; where something else is there, one that no check takes."""
+    found = value.get(key, {})
+    return found if isinstance(found, dict) else {"": ()}
+
+
+def _is_number(value: Any) -> bool:
+    """JSON's null stands for NaN and infinity."""
+    return value is None or isinstance(value, (int, float))
