@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.outputs import Kind, check_output
 
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 # Where nothing is as good as leaving the option out.
 _MAY_BE_EMPTY = ("--uri", "--experiment")
 
@@ -19,8 +21,37 @@ def add_config(parser: argparse.ArgumentParser, which: str = "YAML configuration
     parser.add_argument("--config", required=True, metavar="FILE", help=which)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="change one of its settings, as in --set train.steps=100; repeatable",
+        help="change one of its settings, as in --set train.steps=100; repeatable, and `--set` itself may be left out",
     )  # fmt: skip
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The command line of a verb; where it takes settings, `key=value` stands for `--set key=value`."""
+    return parser.parse_args(_with_set(parser, words))
+
+
+def _with_set(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The words with `--set` before each setting that lacks it, in their order: of two of one key the later counts.
+
+    After an option the word is its value, even with a `=` in it, as in `--config runs/lr=1/config.yaml`.
+    """
+    parsers = list(_parsers(parser))
+    if not any("--set" in each._option_string_actions for each in parsers):
+        return list(words)
+    flags = {name for each in parsers for name, action in each._option_string_actions.items() if action.nargs == 0}
+    found: list[str] = []
+    for before, word in zip(("", *words), words):
+        is_value = before.startswith("-") and "=" not in before and before not in flags
+        found += ["--set", word] if _SETTING.match(word) and not is_value else [word]
+    return found
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its sub-commands."""
+    yield parser
+    for action in parser._actions:
+        for inner in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from _parsers(inner)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fgmoe_dist import __version__, plugins
-from fgmoe_dist.arguments import add_plugin, refuse_empty
+from fgmoe_dist.arguments import add_plugin, parse, refuse_empty
 
 # In the order of a project's life. A verb's module is imported when it is called, so that help answers at once.
 VERBS = {
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     module.add_arguments(parser)
     add_plugin(parser)
-    _or_end(module.run, parser.parse_args(arguments))
+    _or_end(module.run, parse(parser, arguments))
 
 
 def _or_end(function: Callable[..., Any], *arguments: Any) -> Any:

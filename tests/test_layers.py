@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fgmoe_dist"
 # From the ground up. Those in one line know nothing of each other.
 LAYERS = """
     errors compat precision settings machine
-    files plugins progress ranks
+    files plugins progress ranks yaml_files
     outputs
     arguments
     metrics drawing

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
+from pydantic import TypeAdapter, ValidationError
+
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import to_json, write_atomically
 
@@ -65,28 +67,32 @@ class CheckpointState:
         """The configuration it was trained with, some values of some sections changed, later changes last."""
         changed = dict(self.config)
         for change in changes:
-            changed.update({section: {**changed[section], **values} for section, values in change.items()})
+            for section, values in change.items():
+                if isinstance(below := changed.get(section, {}), dict):  # else the reader of the configuration says so
+                    changed[section] = {**below, **values}
         return changed
 
 
 def read_state(checkpoint: Path) -> CheckpointState:
     """`state.json` of a checkpoint. UserError if it cannot be read, or is of another format."""
     try:
-        values = json.loads((checkpoint / "state.json").read_text())
+        text = (checkpoint / "state.json").read_text()
+        values = json.loads(text)
         if values.get("format") != FORMAT:
             raise UserError(
                 f"checkpoint {checkpoint}: format {values.get('format')}; this version reads format {FORMAT}"
             )
-        state = CheckpointState(**values)
-        if type(state.step) is not int or not isinstance(state.config, dict):
-            raise UserError(f"checkpoint {checkpoint}: state.json has no step or no config; name another checkpoint")
+        state = TypeAdapter(CheckpointState).validate_json(text, strict=True)
         # NaN is no number to compare by; it was written so before there was null.
         return state if _is_number(state.score) else replace(state, score=None)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
+        what = str(error)
+        if isinstance(error, ValidationError):
+            what = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise UserError(
-            f"checkpoint {checkpoint}: state.json cannot be read ({error}); name another checkpoint"
+            f"checkpoint {checkpoint}: state.json cannot be read ({what}); name another checkpoint"
         ) from None
 
 

@@ -23,12 +23,11 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
-import yaml
-
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import append_line, to_json, write_atomically, write_json
 from fgmoe_dist.metrics import Scores
 from fgmoe_dist.outputs import RUN, check_output, claim
+from fgmoe_dist.yaml_files import read_yaml
 
 
 class RunFolder:
@@ -164,8 +163,9 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """What `config.yaml` holds, nested. UserError where it cannot be read, or is no configuration."""
         try:
-            settings = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError, ValueError):
+            settings = read_yaml(self.config_file)
+            settings = {} if settings is None else settings
+        except UserError:
             settings = None
         if not isinstance(settings, dict):
             raise UserError(f"{self.config_file}: cannot be read; restore it or leave the run out")

@@ -22,6 +22,7 @@ from fgmoe_dist.config import Config, build_config, to_yaml
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.ranks import from_first
 from fgmoe_dist.settings import flatten
+from fgmoe_dist.tasks.agreement import differences
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.training.scoring import run_score, scored_tasks
 from fgmoe_dist.training.trainer import Trainer
@@ -32,12 +33,23 @@ def resume_run(trainer: Trainer, folder: RunFolder, resume_from: str) -> int | N
     checkpoint = from_first(lambda: _check_and_choose(folder, resume_from, trainer.config))
     state = None
     if checkpoint is not None:
+        _check_data(checkpoint, trainer)
         expected = {"tasks": list(trainer.config.tasks), "encoder_checksum": trainer.model.encoder.checksum}
         state = resume(trainer.engine, checkpoint, expected)
         trainer.step = state.step
         trainer.weighing.restore(state.weighting)
     from_first(lambda: _prepare_folder(trainer, folder, checkpoint, state))
     return None if state is None else state.step
+
+
+def _check_data(checkpoint: Path, trainer: Trainer) -> None:
+    """UserError where the shards mean something else by a task than those that the checkpoint was trained on."""
+    called = ("the checkpoint", f"data.train={trainer.config.data.train}")
+    if found := differences(trainer.config.tasks, read_state(checkpoint), trainer.samples.info, called):
+        raise UserError(
+            f"checkpoint {checkpoint}: {'; '.join(found)}; train on the data set that it was trained on, or start anew"
+            " with another run.dir"
+        )
 
 
 def _check_and_choose(folder: RunFolder, resume_from: str, config: Config) -> Path | None:

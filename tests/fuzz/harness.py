@@ -24,6 +24,12 @@ class Wrong(AssertionError):
     """The input was taken, but what was made of it is not right."""
 
 
+def must(holds: bool, what: str) -> None:
+    """`Wrong` unless it holds."""
+    if not holds:
+        raise Wrong(what)
+
+
 class Hangs(BaseException):
     """A case took too long. No `Exception`, so that nothing which recovers from errors recovers from it."""
 
