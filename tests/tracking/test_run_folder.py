@@ -128,7 +128,7 @@ def test_what_somebody_laid_into_a_run_stays(folder):
 
 DAMAGE = {
     "config.yaml: cannot be read": ("config.yaml", b"- a\n- b\n", RunFolder.settings),
-    "config.yaml: cannot be read;": ("config.yaml", b"\xff\xfe", RunFolder.settings),
+    "config.yaml: cannot be read;": ("config.yaml", b"a: \x80", RunFolder.settings),
     "config.yaml: its run is no section": ("config.yaml", b"run: [a]\n", RunFolder.settings),
     "config.yaml: its tracking is no section": ("config.yaml", b"tracking: null\n", RunFolder.settings),
     "about.json: is not what a run writes": ("about.json", b"[1]", RunFolder.about),
