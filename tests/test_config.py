@@ -413,7 +413,7 @@ def test_an_empty_path_or_name_is_refused(key):
         ("run.dir=", "run.dir='': is empty"),
         ("run.dir=~/runs/a", "begins with ~"),
         ("run.name=", "run.name='': is empty"),
-        ('run.dir="a\\0b"', "null character"),
+        ('run.dir="a\\0b"', "NUL character"),
         ("run.seed=18446744073709551616", "should be less than 18446744073709551616"),
         ("run.seed=-1", "greater than or equal to 0"),
         ("run.seed=1e400", "run.seed"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fgmoe_dist.errors import UserError
@@ -99,7 +99,9 @@ def test_a_value_that_gives_a_key_twice():
     )
 )  # fmt: skip
 def test_what_a_yaml_library_writes_is_read_as_it_was(value):
-    assert parse_yaml(yaml.safe_dump(value, allow_unicode=True), "x") == value
+    text = yaml.safe_dump(value, allow_unicode=True)
+    assume(yaml.safe_load(text) == value)  # it writes a few of the rarer line breaks as it would not read them
+    assert parse_yaml(text, "x") == value
 
 
 @given(st.text() | st.binary())

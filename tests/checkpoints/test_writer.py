@@ -20,6 +20,7 @@ from fgmoe_dist.checkpoints.folder import drop_partial, find_checkpoint, partial
 from fgmoe_dist.checkpoints.writer import CheckpointWriter
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.ranks import RankLost
+from fgmoe_dist.tracking.run_folder import RunFolder
 from tests.checkpoints.test_checkpoint import engine_of, state_of, step, tensors_of
 from tests.ranks import run_ranks
 
@@ -157,7 +158,7 @@ def test_a_rank_that_dies_leaves_no_checkpoint_and_no_hang(tmp_path):
 
 
 def test_a_run_whose_checkpoints_cannot_be_written_ends_with_one_line(runs):
-    runs.folder("run").mkdir()
+    RunFolder(runs.folder("run")).claim()
     (runs.folder("run") / "checkpoints").touch()  # where the folder should be
     with pytest.raises(AssertionError, match=r"UserError: checkpoints .*: rank 0 could not write one \(.*\n$"):
         runs.train("run", 1, train__steps=3, train__checkpoint_every=1)
