@@ -10,7 +10,8 @@ import pytest
 from fgmoe_dist.benches import mlore as bench
 from fgmoe_dist.errors import UserError
 
-SMALL = "--images 2 --tasks 2 --channels 8 --ranks 2 3 4 --top-k 2 --grid 4 5 --rounds 2".split()
+SIZES = {"images": 2, "tasks": 2, "channels": 8, "top-k": 2, "rounds": 2}
+SMALL = ["--ranks", "2", "3", "4", "--grid", "4", "5", *(w for k, v in SIZES.items() for w in (f"--{k}", str(v)))]
 
 
 def figures_of(*words):
