@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 SETTINGS ?=
+FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test ci-dist lint bench env clean
+.PHONY: help demo test ci-dist fuzz lint bench env clean
 
 help:
 	@echo "make demo    train, evaluate and draw on the built-in data, expert-parallel over two processes"
 	@echo "make test    run the tests"
+	@echo "make fuzz    give random input to everything that reads some, for FUZZ_SECONDS=60"
 	@echo "make lint    check style"
 	@echo "make bench   measure, into benchmarks/results/"
 	@echo "make env     only make the environment, in $(VENV)"
@@ -35,6 +37,9 @@ test: env
 
 ci-dist: env
 	$(BIN)/python -m pytest -q -m "dist or slow"
+
+fuzz: env
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 lint: env
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,18 +17,21 @@ import traceback
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Callable, Iterator, Optional, TypeVar
+from typing import Callable, Iterator, Mapping, NamedTuple, Optional, TypeVar
 
 import psutil
 import torch
 import torch.distributed as dist
 
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import UserError, told
 
 T = TypeVar("T")
 
 # A rank that computes longer than this between two collectives is taken for dead.
 TIMEOUT = timedelta(minutes=30)
+
+MOST_RANKS = 10**6
+LAUNCHERS = "torchrun, deepspeed and launchers/srun.sh set them all; unset them for one process"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class RankLost(RuntimeError):
 def from_first(look: Callable[[], T]) -> T:
     """What rank 0 finds, on every rank: files, which ranks might see differently, only one of them looks at.
 
-    A UserError there is raised everywhere; anything unforeseen on rank 0, and RankLost on the others.
+    What is the user's to mend is raised everywhere; anything unforeseen on rank 0, and RankLost on the others.
     """
     if not dist.is_initialized():  # a process that is alone
         return look()
@@ -63,9 +67,8 @@ def from_first(look: Callable[[], T]) -> T:
         try:
             box[0] = look()
         except Exception as error:
-            failed = error
-            told = error if isinstance(error, UserError) else RankLost("rank 0 has failed; its own message says why")
-            box[1] = type(told), str(told)
+            failed, line = error, told(error)
+            box[1] = (RankLost, "rank 0 has failed; its own message says why") if line is None else (UserError, line)
     dist.broadcast_object_list(box, src=0)
     if failed is not None:
         raise failed
@@ -75,29 +78,67 @@ def from_first(look: Callable[[], T]) -> T:
     return box[0]
 
 
+class Place(NamedTuple):
+    """What the launcher says of this process."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def read_environment(environment: Mapping[str, str]) -> Place:
+    """The place among the ranks that the environment gives; one alone where it says nothing.
+
+    UserError where a variable is no number, a rank is not below its world, or half of them are missing.
+    """
+    if "RANK" not in environment:
+        if environment.get("WORLD_SIZE", "1") != "1":
+            raise UserError(f"WORLD_SIZE={environment['WORLD_SIZE']} is set and RANK is not: {LAUNCHERS}")
+        return Place(0, 1, 0, 1)
+    missing = [name for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if missing:
+        raise UserError(f"RANK={environment['RANK']} is set and {', '.join(missing)} is not: {LAUNCHERS}")
+    world = _number(environment, "WORLD_SIZE", 1, MOST_RANKS)
+    _number(environment, "MASTER_PORT", 0, 65535)
+    local_size = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "LOCAL_SIZE"
+    return Place(
+        _number(environment, "RANK", 0, world - 1),
+        world,
+        _number(environment, "LOCAL_RANK", 0, world - 1),
+        _number(environment, local_size, 1, world) if local_size in environment else 1,
+    )
+
+
+def _number(environment: Mapping[str, str], name: str, low: int, high: int) -> int:
+    text = environment[name]
+    if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
+        raise UserError(f"{name}={text!r} in the environment: give a whole number from {low} to {high}; {LAUNCHERS}")
+    return int(text)
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[Ranks]:
     """Joins the ranks that the launcher started; leaves them on the way out, whatever happened."""
     quieten_deepspeed()
+    place = read_environment(os.environ)
     cuda = torch.cuda.is_available()
     if "RANK" not in os.environ:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
         )
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if cuda:
-        _take_gpu(local_rank)
+        _take_gpu(place.local_rank)
     elif os.environ.get("OMP_NUM_THREADS", "1") == "1" and "SLURM_CPUS_PER_TASK" not in os.environ:
         # torchrun sets 1 where nobody has chosen; SLURM's share is a choice.
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_world))
     signal.signal(signal.SIGTERM, _terminate)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     # NCCL that knows its device builds later groups from this one; a world of one has nothing to build from.
     bound = device if cuda and os.environ["WORLD_SIZE"] != "1" else None
     dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=bound)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), place.local_rank, device)
         dist.barrier()
     finally:
         # After an error the other ranks may wait in a collective that will never come; do not wait for them.
@@ -122,12 +163,13 @@ def exit_with_error(error: BaseException) -> None:
 
     `os._exit`, because a failed rank's background threads may hang in a collective and keep the process alive.
     """
-    rank = int(os.environ.get("RANK", 0))
-    if isinstance(error, UserError):
+    text = os.environ.get("RANK", "0")
+    rank = int(text) if text.isdecimal() else 0
+    if (line := told(error)) is not None:
         if rank:
             # A mistake that all ranks see is rank 0's to tell; by now the launcher has ended this one.
             time.sleep(3)
-        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
+        print(f"error{f' on rank {rank}' if rank else ''}: {line}", file=sys.stderr)
         code = 2
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fgmoe_dist.config.schema import Config
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks import TASKS
 
 
-def conflicts(config: Config) -> list[str]:
-    """Every contradiction between settings, one line each."""
+def conflicts(config: Config, defined: Iterable[str] = ()) -> list[str]:
+    """Every contradiction between settings, one line each. `defined` are tasks known besides those of `data.train`."""
     around = config.surroundings()
-    return [*config.decoder.conflicts(around), *_task_conflicts(config), *_training_conflicts(config)]
+    return [*config.decoder.conflicts(around), *_task_conflicts(config, defined), *_training_conflicts(config)]
 
 
-def _task_conflicts(config: Config) -> list[str]:
+def _task_conflicts(config: Config, defined: Iterable[str]) -> list[str]:
     tasks, found = config.tasks, []
     if len(set(tasks)) != len(tasks):
         found.append(f"tasks={tasks}: a task is named twice; name each once")
-    known = [*TASKS, *_defined_tasks(config.data.train)]
+    known = list(dict.fromkeys([*TASKS, *defined, *_defined_tasks(config.data.train)]))
     if _is_local(config.data.train):
         named = {f"tasks.{i}": name for i, name in enumerate(tasks)}
         named |= {f"train.loss_weights.{name}": name for name in config.train.loss_weights}
@@ -32,7 +35,7 @@ def _task_conflicts(config: Config) -> list[str]:
 def _unknown_task(key: str, name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, and those that data.train defines"
-    return f"{key}={name!r}: no such task; {hint}"
+    return f"{key}={name!r}: no such task; {hint}{HINT}"
 
 
 def _is_local(where: str) -> bool:
@@ -48,10 +51,29 @@ def _defined_tasks(where: str) -> list[str]:
         return []
 
 
+def idle_weights(changes: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Weights that the command line gives to losses of tasks that are not trained.
+
+    In a file they are let pass: who trains one task of several gives `tasks` alone.
+    """
+    tasks, train = values.get("tasks", Config.model_fields["tasks"].default), changes.get("train")
+    weights = train.get("loss_weights") if isinstance(train, dict) else None
+    if not isinstance(weights, dict) or not isinstance(tasks, list):
+        return []
+    return [
+        f"train.loss_weights.{name}={weight}: {name} is none of tasks={tasks}, so that it has no loss; leave it out"
+        for name, weight in weights.items()
+        if name in TASKS and name not in tasks
+    ]
+
+
 def _training_conflicts(config: Config) -> list[str]:
-    size, found = config.data.image_size, []
+    found = []
+    size, weights = config.data.image_size, config.train.loss_weights
     if min(size) <= 0:
         found.append(f"data.image_size={list(size)}: both sides must be positive")
+    if all(weights.get(task) == 0 for task in config.tasks):
+        found.append(f"train.loss_weights: every one of tasks={config.tasks} has weight 0; nothing would be learnt")
     lowest, highest = config.data.scale_range
     if not 0 < lowest <= highest:
         found.append(f"data.scale_range={[lowest, highest]}: give [lowest, highest], both positive")

@@ -8,7 +8,6 @@ behind anything WebDataset's `gopen` opens: http, object stores, `pipe:` command
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -20,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from fgmoe_dist.data import codec
+from fgmoe_dist.data.shard_index import parse_index
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
 from fgmoe_dist.tasks.labelling import KNOWN_KEYS, labels_of, require_labels
 
-FORMAT = 1
 INDEX = "index.json"
 
 _ENTRY = re.compile(r"(?P<id>[A-Za-z0-9_-]+)\.(?P<key>[a-z0-9_]+)\.(?P<ext>[a-z]+)")
@@ -80,6 +79,8 @@ class ShardSet:
         cache: for a set that holds encoder features in place of images.
         definitions: of each task that is none of the six known ones: its kind of label and its options
             (docs/contracts.md).
+        largest: the largest height and the largest width of its images, where the index says so (`sizes`).
+        survey: what labels there are, by task (`survey`); empty where the index says nothing.
     """
 
     dataset: str
@@ -91,6 +92,8 @@ class ShardSet:
     shards: tuple[Shard, ...]
     cache: FeatureCache | None = None
     definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    largest: tuple[int, int] | None = None
+    survey: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def labels(self) -> dict[str, Label]:
@@ -234,19 +237,25 @@ def _open_pattern(where: str) -> list[ShardSet]:
 def _index_of(url: str) -> tuple[str, str | None]:
     """Where the index of a folder or tar lies, and the tar's name.
 
-    In a `pipe:` command the last word that ends in .tar is the shard, and the index is asked for in its place.
+    A tar is what ends in .tar and is no folder; folders may have .tar in their names. In a `pipe:` command the last
+    word that ends so is the shard, and the index is asked for in its place.
     """
-    tars = re.findall(r"[^/\s'\"=]+\.tar\b", url)
-    if tars:
-        head, _, tail = url.rpartition(tars[-1])
-        return f"{head}{INDEX}{tail}", tars[-1]
     if url.startswith("pipe:"):
-        raise UserError(f"shard pattern {url!r} names no .tar: give the command that prints one, e.g. pipe:cat a.tar")
-    return f"{url.rstrip('/')}/{INDEX}", None
+        tars = list(re.finditer(r"[^/\s'\"=]+\.tar(?![^\s'\"?])", url))
+        if not tars:
+            raise UserError(
+                f"shard pattern {url!r} names no .tar: give the command that prints one, e.g. pipe:cat a.tar"
+            )
+        return f"{url[: tars[-1].start()]}{INDEX}{url[tars[-1].end() :]}", tars[-1].group()
+    place, query, asked = url.partition("?") if "://" in url else (url, "", "")
+    head, slash, name = place.rpartition("/")
+    if name.endswith(".tar") and ("://" in url or not Path(url).is_dir()):
+        return f"{head}{slash}{INDEX}{query}{asked}", name
+    return f"{place.rstrip('/')}/{INDEX}{query}{asked}", None
 
 
 def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
-    index = _parse_index(_fetch(index_url, f"shard index {index_url}", UserError), index_url)
+    index = parse_index(_fetch(index_url, f"shard index {index_url}", UserError), index_url)
     head, _, tail = index_url.rpartition(INDEX)
     if "views" in index:
         if names is not None:
@@ -261,6 +270,8 @@ def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
         ]
         if names is not None:
             by_name = {shard.name: shard for shard in shards}
+            if strangers := [name for name in names if name not in by_name]:
+                raise UserError(f"it has no {strangers[0]!r}: name other shards, or rebuild the set")
             shards = [by_name[name] for name in names]
         return ShardSet(
             dataset=index["dataset"],
@@ -271,11 +282,15 @@ def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
             samples=sum(shard.samples for shard in shards),
             shards=tuple(shards),
             definitions=definitions,
+            **(_facts(index) if names is None else {}),  # they are of all shards
         )
-    except KeyError as error:
-        raise UserError(f"shard index {index_url} has no {error}: name other shards, or rebuild the set") from error
     except UserError as error:
         raise UserError(f"shard index {index_url}: {error}") from error
+
+
+def _facts(index: dict) -> dict[str, Any]:
+    """What an index says besides, unless it was written before it said so."""
+    return {"largest": tuple(index["largest"]), "survey": index["survey"]} if "survey" in index else {}
 
 
 def _read_views(index: dict, index_urls: list[str]) -> ShardSet:
@@ -287,16 +302,6 @@ def _read_views(index: dict, index_urls: list[str]) -> ShardSet:
         made_with=index["made_with"],
     )
     return replace(views[0], cache=cache)
-
-
-def _parse_index(data: bytes, index_url: str) -> dict:
-    try:
-        index = json.loads(data)
-    except ValueError as error:
-        raise UserError(f"shard index {index_url} is no JSON ({error}): rebuild the set") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise UserError(f"shard index {index_url} is not of format {FORMAT}: rebuild the set with this version")
-    return index
 
 
 def _join(parts: list[ShardSet]) -> ShardSet:
@@ -313,7 +318,9 @@ def _join(parts: list[ShardSet]) -> ShardSet:
                 "do not mix: give sets with the same tasks and classes"
             )
     shards = tuple(shard for part in parts for shard in part.shards)
-    return replace(first, samples=sum(part.samples for part in parts), shards=shards)
+    sizes = [part.largest for part in parts]
+    largest = None if None in sizes else tuple(map(max, *sizes))
+    return replace(first, samples=sum(part.samples for part in parts), shards=shards, largest=largest, survey={})
 
 
 def _fetch(url: str, what: str, error_type: type[UserError]) -> bytes:

@@ -28,10 +28,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.augment import Transform, view_generator
-from fgmoe_dist.data.post import Parcel, Post
+from fgmoe_dist.data.post import Parcel, Post, shared_memory
 from fgmoe_dist.data.shardset import BadSample, Entries, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
+from fgmoe_dist.plugins import Plugged
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,9 @@ class _Stream(IterableDataset):
 
     post: Post | None = None
 
+    def __init__(self) -> None:
+        self.plugged = Plugged()  # first in what a worker is sent
+
     def values(self, faults: list[UserError]) -> Iterator:
         """What this process streams; samples passed over are noted in `faults`."""
         raise NotImplementedError
@@ -147,6 +151,7 @@ class _TrainStream(_Stream):
     """The micro-batches of one rank; each worker makes every W-th."""
 
     def __init__(self, shards, views, order, transform, *, micro_batch_size, rank, world, start_step):
+        super().__init__()
         self.shards: Sequence[Sequence[Shard]] = shards
         self.views: int = views
         self.order: Order = order
@@ -200,6 +205,7 @@ class _EvaluationStream(_Stream):
     """One rank's contiguous part of the set, cut into contiguous parts again for its workers."""
 
     def __init__(self, shards, keys, transform, start, stop):
+        super().__init__()
         self.shards: tuple[Shard, ...] = shards
         self.keys, self.transform, self.start, self.stop = keys, transform, start, stop
 
@@ -315,7 +321,9 @@ def evaluation_samples(
 def _load(stream: _Stream, workers: int, max_bad_samples: int) -> Iterator:
     """The values of a stream, from worker processes if there are any; stops when too many samples were bad."""
     bad: dict[str, int] = {}
-    for value, faults in _loader(stream, workers):
+    with shared_memory():
+        loader = iter(_loader(stream, workers))
+    for value, faults in loader:
         for fault in faults:
             if not isinstance(fault, BadSample):
                 raise fault
@@ -339,14 +347,15 @@ def _loader(stream: _Stream, workers: int) -> DataLoader:
         stream,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=start_worker(),
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _as_it_is(item):
+def as_it_is(item):
+    """DataLoader's `collate_fn` for values that are whole; its own would make tensors of arrays."""
     return item
 
 

@@ -41,18 +41,23 @@ class Column:
 
 
 def classes(
-    title: str, class_names: Sequence[str], predictions: Maps, truths: Maps, ignore: int = pictures.IGNORE
+    title: str,
+    class_names: Sequence[str],
+    predictions: Maps,
+    truths: Maps,
+    ignore: int = pictures.IGNORE,
+    colours_NC: np.ndarray | None = None,
 ) -> Column:
-    """Class ids `[H, W]`; the legend names the classes present, the most frequent first."""
+    """Class ids `[H, W]`, in `colours_NC` if given; the legend names the classes present, the most frequent first."""
     pixels = sum(np.bincount(ids.ravel(), minlength=ignore + 1) for ids in [*predictions, *truths] if ids is not None)
-    colours = pictures.class_colours(class_names)
+    colours = pictures.class_colours(class_names) if colours_NC is None else colours_NC
     present = [index for index in np.argsort(-pixels, kind="stable") if pixels[index] and index < len(class_names)]
     swatches = [(tuple(colours[index].tolist()), class_names[index]) for index in present[:MOST_CLASSES]]
     if len(present) > MOST_CLASSES:
         swatches.append((PAPER, f"and {len(present) - MOST_CLASSES} more"))
 
     def draw(ids: np.ndarray) -> np.ndarray:
-        return pictures.picture_classes(ids, class_names, ignore)
+        return pictures.picture_classes(ids, class_names, ignore, colours_NC)
 
     return Column(title, _each(draw, predictions), _each(draw, truths), Legend(swatches))
 

@@ -21,10 +21,12 @@ BACKGROUND_RGB = (46, 48, 56)
 _FIRST_RGB = (86, 133, 178)
 
 
-def picture_classes(ids_HW: np.ndarray, class_names: Sequence[str], ignore: int = IGNORE) -> np.ndarray:
-    """Class ids in the colours of `class_colours`; `ignore`, the highest value there is, is hatched."""
+def picture_classes(
+    ids_HW: np.ndarray, class_names: Sequence[str], ignore: int = IGNORE, colours_NC: np.ndarray | None = None
+) -> np.ndarray:
+    """Class ids in their own colours or those of `class_colours`; `ignore`, the highest value there is, is hatched."""
     table_NC = np.zeros((ignore + 1, 3), np.uint8)
-    colours_NC = class_colours(class_names)
+    colours_NC = class_colours(class_names) if colours_NC is None else colours_NC
     table_NC[: len(colours_NC)] = colours_NC
     return _hatch(table_NC[ids_HW], ids_HW == ignore)
 

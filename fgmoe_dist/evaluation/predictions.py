@@ -5,27 +5,36 @@ What their values mean is for each task to say (docs/contracts.md). Nothing is u
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from fgmoe_dist.errors import UserError, first_line
+from fgmoe_dist.data.arrays import read_array
+from fgmoe_dist.data.pictures import read_picture
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import write_atomically
+from fgmoe_dist.labels import BinaryMap, ClassMap
 from fgmoe_dist.tasks import Task
+
+CURE = "save it again"
 
 
 def write_predictions(folder: Path, id_: str, predictions: Mapping[str, np.ndarray]) -> None:
-    """An image's predictions by task: uint8 and uint16 as `.png`, others as `.npy`."""
+    """An image's predictions by task: uint8 and uint16 as `.png`, others as `.npy`; each whole, or CannotWrite."""
     for name, prediction in predictions.items():
-        whole = np.issubdtype(prediction.dtype, np.unsignedinteger)
-        path = folder / name / f"{id_}.{'png' if whole else 'npy'}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if whole:
-            cv2.imwrite(str(path), prediction)
-        else:
-            np.save(path, prediction)
+        suffix, data = _encoded(prediction)
+        write_atomically(folder / name / f"{id_}{suffix}", data)
+
+
+def _encoded(prediction: np.ndarray) -> tuple[str, bytes]:
+    if np.issubdtype(prediction.dtype, np.unsignedinteger):
+        return ".png", cv2.imencode(".png", prediction)[1].tobytes()
+    stream = io.BytesIO()
+    np.save(stream, prediction, allow_pickle=False)
+    return ".npy", stream.getvalue()
 
 
 class PredictionWriter:
@@ -48,20 +57,24 @@ def read_prediction(folder: Path, task: Task, id_: str) -> np.ndarray:
     if len(paths) != 1:
         fault = "both exist: remove one" if paths else "missing: predict it, or name the images with --images"
         raise UserError(f"prediction {folder / task.name / id_}.png or .npy is {fault}")
-    try:
-        array = _read_npy(paths[0]) if paths[0].suffix == ".npy" else _read_png(paths[0])
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise UserError(f"prediction {paths[0]} cannot be read ({first_line(error)}); save it again") from error
+    array = read_array(paths[0], CURE, None) if paths[0].suffix == ".npy" else _pixels(paths[0], task)
     return task.read(array, f"prediction {paths[0]}")
 
 
-def _read_npy(path: Path) -> np.ndarray:
-    """The array of an .npy file; nothing is unpickled, and no archive is opened as `np.load` would."""
-    with path.open("rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+def _pixels(path: Path, task: Task) -> np.ndarray:
+    """A picture's values as the kind of label has them; what has another shape or type is left for the meter to refuse.
 
-
-def _read_png(path: Path) -> np.ndarray:
-    """Values as stored: of a palette image the indices, not the colours."""
-    with Image.open(path) as image:
-        return np.array(image)
+    Class numbers are as they are stored, of a palette the indices. Probabilities are shades of black and white, of a
+    palette its colours', from 0 to 255.
+    """
+    picture = read_picture(path, CURE, None)
+    if picture.kind == "colour" or picture.is_transparent:
+        return np.dstack([picture.values] if picture.alpha_HW is None else [picture.values, picture.alpha_HW])
+    if isinstance(task.label, ClassMap):
+        return picture.numbers()
+    if not isinstance(task.label, BinaryMap):
+        return picture.values
+    shade_HW, full = picture.brightness()
+    if full == 1:
+        return shade_HW.astype(bool)
+    return shade_HW * np.uint8(255 // full) if full < 255 else shade_HW

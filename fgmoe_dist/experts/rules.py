@@ -11,10 +11,14 @@ from fgmoe_dist.experts.kernels.fitness import Place
 from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.routers import ROUTERS
 from fgmoe_dist.experts.settings import OWN_WEIGHT, Experts
+from fgmoe_dist.plugins import HINT
 
 
 def conflicts(experts: Experts, channels: int, ep_size: int, precision: str) -> list[str]:
-    """Every contradiction, one line each, in a decoder of so many channels; `precision` is fp32 or bf16."""
+    """Every contradiction, one line each, in a decoder of so many channels; `precision` is fp32 or bf16.
+
+    A line names every setting that it depends on in full: where one of them was faulty itself, the line is left out.
+    """
     return [*_unknown(experts), *_misplaced(experts, ep_size), *_impossible(experts, channels, precision)]
 
 
@@ -23,28 +27,28 @@ def _unknown(experts: Experts) -> Iterator[str]:
     known = {"kind": KINDS, "router": ROUTERS, "backend": BACKENDS, "kernel": [AUTO, *kernel_names()]}
     for key, names in known.items():
         if (value := getattr(experts, key)) not in names:
-            yield f"experts.{key}={value}: there is no such {key}; name one of {', '.join(names)}"
+            yield f"experts.{key}={value}: there is no such {key}; name one of {', '.join(names)}{HINT}"
     free = [name for name in BALANCE if name not in OWN_WEIGHT]
     for name in experts.balance_losses:
         if name in OWN_WEIGHT:
             yield f"experts.balance_losses.{name}: set experts.{OWN_WEIGHT[name]} in its place"
         elif name not in BALANCE:
-            yield f"experts.balance_losses.{name}: there is no such loss; name one of {', '.join(free)}"
+            yield f"experts.balance_losses.{name}: there is no such loss; name one of {', '.join(free)}{HINT}"
 
 
 def _misplaced(experts: Experts, ep_size: int) -> Iterator[str]:
     """Where experts live, and which of them a token may reach."""
-    groups = experts.groups or ep_size
+    groups, product = experts.groups or ep_size, "experts.count x experts.split"
     if experts.hidden % experts.split:
         yield f"experts.hidden={experts.hidden} is not divisible by experts.split={experts.split}"
     if experts.top_k > experts.routed:
-        yield f"experts.top_k={experts.top_k} exceeds the {experts.routed} routed experts (count x split); lower it"
+        yield f"experts.top_k={experts.top_k} exceeds the {experts.routed} routed experts ({product}); lower it"
     if experts.routed % ep_size:
-        yield f"parallel.ep_size={ep_size} does not divide the {experts.routed} routed experts a task (count x split)"
+        yield f"parallel.ep_size={ep_size} does not divide the {experts.routed} routed experts a task ({product})"
     if experts.groups and experts.routed % experts.groups:
         yield (
-            f"experts.groups={experts.groups} does not divide the {experts.routed} routed experts a task; choose one"
-            " that does"
+            f"experts.groups={experts.groups} does not divide the {experts.routed} routed experts a task ({product});"
+            " choose one that does"
         )
     elif experts.groups % ep_size:
         yield (
@@ -60,7 +64,8 @@ def _misplaced(experts: Experts, ep_size: int) -> Iterator[str]:
     if 0 < reached < experts.top_k <= experts.routed:
         yield (
             f"experts.max_ranks_per_token={experts.max_ranks_per_token} leaves a token {reached} of the"
-            f" {experts.routed} routed experts, fewer than experts.top_k={experts.top_k}; raise it or lower top_k"
+            f" {experts.routed} routed experts ({product}, in {groups} groups by experts.groups or"
+            f" parallel.ep_size), fewer than experts.top_k={experts.top_k}; raise it or lower top_k"
         )
 
 

@@ -10,8 +10,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import UserError, first_line
 from fgmoe_dist.metrics.constant import ConstantBaseline
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task
 from fgmoe_dist.tasks.labelling import labels_of, require_labels
 from fgmoe_dist.tasks.registry import KINDS, TASKS
@@ -32,21 +33,32 @@ def create_tasks(names: Sequence[str], info: DatasetInfo, edge_positive_weight: 
     """
     require_labels(names, info, "the shards")
     options = {"edge_positive_weight": edge_positive_weight}
-    return [_create(name, info, options) for name in names]
+    return [_create_whole(name, info, options) for name in names]
+
+
+def _create_whole(name: str, info: DatasetInfo, options: dict[str, Any]) -> Task:
+    try:
+        return _create(name, info, options)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # of an index or a state that somebody edited
+        if isinstance(error, UserError):
+            raise
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"tasks: {name}: what the data set says of it is not whole ({what}); rebuild it") from error
 
 
 def _create(name: str, info: DatasetInfo, options: dict[str, Any]) -> Task:
-    if name in TASKS:
-        return TASKS[name].create(name, info, {}, options)
     definitions = getattr(info, "definitions", None) or {}
+    if name in TASKS:
+        return TASKS[name].create(name, info, definitions.get(name, {}), options)
     if name not in definitions:
-        raise UserError(
-            f"tasks: {name} is no task{_nearest(name, [*TASKS, *definitions])}, and the data set defines none"
-        )
+        near = _nearest(name, [*TASKS, *definitions])
+        raise UserError(f"tasks: {name} is no task{near}, and the data set defines none{HINT}")
     facts = dict(definitions[name])
     kind = facts.pop("kind", None)
     if kind not in KINDS:
-        raise UserError(f"tasks: {name} is of kind {kind}{_nearest(str(kind), KINDS)}; use one of {', '.join(KINDS)}")
+        raise UserError(
+            f"tasks: {name} is of kind {kind}{_nearest(str(kind), KINDS)}; use one of {', '.join(KINDS)}{HINT}"
+        )
     task = KINDS[kind].create(name, info, facts, options)
     task.label = labels_of([name], info.classes, definitions)[name]
     return task

@@ -5,13 +5,15 @@ Loss: cross entropy, mean over labelled pixels. Metric: mIoU over all classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fgmoe_dist.drawing import columns, figures
+from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import ClassMap
+from fgmoe_dist.metrics.encodings import ClassWatch
 from fgmoe_dist.metrics.iou import IoUConstant, IoUMeter
 from fgmoe_dist.tasks.base import DatasetInfo, Task, mean_over_valid
 
@@ -22,15 +24,17 @@ if TYPE_CHECKING:
 class ClassTask(Task):
     label, headline = ClassMap(), "mIoU"
 
-    def __init__(self, name: str, class_names: list[str]):
+    def __init__(self, name: str, class_names: list[str], colours: Sequence[Sequence[int]] | None = None):
+        """`colours`: RGB of each class in pictures, where the data set has its own."""
         super().__init__(name)
         self.class_names, self.channels = class_names, len(class_names)
         self.label = self.label.with_classes(class_names)
         self.ignore = self.label.ignore
+        self.colours = None if colours is None else _rgb(name, colours, self.channels)
 
     @classmethod
     def create(cls, name: str, info: DatasetInfo, facts: Mapping[str, Any], options: Mapping[str, Any]) -> ClassTask:
-        return cls(name, list(info.classes[name]))
+        return cls(name, list(info.classes[name]), facts.get("colours"))
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
         from torch.nn import functional as F
@@ -47,9 +51,34 @@ class ClassTask(Task):
     def baseline(self) -> IoUConstant:
         return IoUConstant(self.meter())
 
+    def doubt_labels(self, found: Mapping[str, Any]) -> str | None:
+        """Of two classes, one alone, and pixels that are ignored: most likely 255 was meant for the other."""
+        nothing, shares = super().doubt_labels(found), found["shares"]
+        if nothing or len(shares) != 2 or found["pixels"] == 1 or max(shares) < 1:
+            return nothing
+        name, other = self.class_names if shares[0] else self.class_names[::-1]
+        return (
+            f"no pixel is {other}, {100 * found['pixels']:.3g} % are {name} and all others are ignored: if an ignored "
+            f"value means {other}, name it under classes ({{{name}: 0, {other}: 255}})"
+        )
+
+    def watch(self) -> ClassWatch:
+        return ClassWatch(self.channels, self.ignore)
+
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
-        return columns.classes(self.title, self.class_names, predictions, truths, self.ignore)
+        return columns.classes(self.title, self.class_names, predictions, truths, self.ignore, self.colours)
 
     def figures(self, meter: IoUMeter) -> list[figures.Figure]:
         iou = [(name.removeprefix("IoU/"), value) for name, value in meter.details().items()]
         return [figures.class_bars(iou), figures.confusion(meter.confusion, meter.class_names)]
+
+
+def _rgb(name: str, colours: Sequence[Sequence[int]], count: int) -> np.ndarray:
+    """uint8 [K, 3]."""
+    try:
+        rgb_K3 = np.array(colours, np.uint8).reshape(count, 3)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"{name}: colours must be {count} times three numbers from 0 to 255: rebuild the set"
+        ) from error
+    return rgb_K3

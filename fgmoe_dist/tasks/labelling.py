@@ -11,6 +11,7 @@ from typing import Any
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import KINDS, Label, by_key
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks.base import DatasetInfo
 from fgmoe_dist.tasks.registry import TASKS
 
@@ -32,7 +33,8 @@ def labels_of(
     Args:
         tasks: that it has labels for.
         classes: the names of the classes of each task that has some.
-        definitions: the kind and the options of every task that is not registered, as `index.json` has them.
+        definitions: the kind and the options of every task that is not registered, as `index.json` has them, and what
+            else there is to say of others.
 
     Raises:
         UserError: a name that no key may have, a task that nothing defines, or a definition that makes no sense.
@@ -41,8 +43,9 @@ def labels_of(
     for task in tasks:
         if task in RESERVED or not re.fullmatch("[a-z][a-z0-9_]*", task):
             raise UserError(f"task {task!r}: give another name, of a-z, 0-9 and _, but not {', '.join(RESERVED)}")
+        definition = (definitions or {}).get(task)
         try:
-            label = TASKS[task].label if task in TASKS else _defined(task, (definitions or {}).get(task))
+            label = _known(task, definition) if task in TASKS else _defined(task, definition)
             labels[task] = label.with_classes(classes.get(task))
         except (TypeError, ValueError) as error:
             if isinstance(error, UserError):
@@ -51,12 +54,22 @@ def labels_of(
     return by_key(labels)
 
 
+def _known(task: str, definition: object) -> Label:
+    """A definition may say more of a task that everybody knows, such as its colours, but nothing else."""
+    label = TASKS[task].label
+    if definition is not None and (not isinstance(definition, Mapping) or definition.get("kind") != label.kind):
+        raise UserError(f"task {task} is of kind {label.kind}, but the data set defines it as {definition!r}")
+    return label
+
+
 def _defined(task: str, definition: object) -> Label:
     if not isinstance(definition, Mapping):
-        raise UserError(f"task {task!r} is none of {', '.join(TASKS)}: the data set must define its kind of label")
+        raise UserError(
+            f"task {task!r} is none of {', '.join(TASKS)}: the data set must define its kind of label{HINT}"
+        )
     kind = definition.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"task {task}: its kind of label is {kind!r}: use one of {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"task {task}: its kind of label is {kind!r}: use one of {', '.join(KINDS)}{HINT}")
     return KINDS[kind].of(definition)
 
 

@@ -11,12 +11,14 @@ import torch
 from fgmoe_dist.config import Config
 from fgmoe_dist.data.augment import FeatureTransform, train_transform
 from fgmoe_dist.data.shardset import ShardSet
+from fgmoe_dist.data.sizes import check_fits
 from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.encoders.features import check_cache
 from fgmoe_dist.encoders.frozen import FrozenEncoder
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import DatasetInfo, create_tasks
+from fgmoe_dist.tasks.agreement import differences
 
 
 class Samples(Protocol):
@@ -37,12 +39,16 @@ class ShardSamples:
 
     def __init__(self, config: Config):
         self.train, self.val = ShardSet.open(config.data.train), ShardSet.open(config.data.val)
-        if self.train.classes != self.val.classes:
-            raise UserError("data.train and data.val name other classes; build both from one data set")
+        if found := differences(config.tasks, self.train, self.val, ("data.train", "data.val")):
+            raise UserError(
+                f"data.train and data.val have other classes or definitions ({'; '.join(found)});"
+                " build both from one data set"
+            )
         self.info, self.count = self.train, self.train.samples
 
     def check(self, config: Config, encoder: FrozenEncoder) -> None:
         check_cache(self.train, self.val, config, encoder)
+        check_fits(self.val, config.data.image_size)  # now, and not at the first evaluation
 
     def batches(self, config: Config, encoder: FrozenEncoder, ranks: Ranks, start_step: int) -> Iterator[dict]:
         data, train, cache, labels = config.data, config.train, self.train.cache, self.train.labels

@@ -1,5 +1,6 @@
 """Build, check and look into the shards that training streams.
 
+`check` says in seconds whether a data set on disk is whole, and the variant that it should be (docs/archives.md);
 `build` turns a NYUDv2 or PASCALContext archive, rendered rooms in either layout, or a data set of your own that a YAML
 file describes, into WebDataset shards; `verify` reads a set again and names what is wrong; `dump` writes one sample's
 labels as .npy files; `features` writes what the frozen encoder makes of augmented views, so that training need not run
@@ -11,13 +12,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fgmoe_dist.arguments import add_config, add_json
+from fgmoe_dist.arguments import add_config, add_json, add_output, check_outputs
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
+from fgmoe_dist.outputs import DUMPED, SHARDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="action", required=True, metavar="build | verify | dump | features")
+    verbs = parser.add_subparsers(dest="action", required=True, metavar="check | build | verify | dump | features")
+    _add_check(verbs.add_parser("check", help="look at a data set on disk before any build: is it whole?"))
     _add_build(verbs.add_parser("build", help="write one split of an archive as shards"))
     _add_verify(verbs.add_parser("verify", help="read all shards of a set again and name what is wrong"))
     _add_dump(verbs.add_parser("dump", help="write one sample's labels as .npy files"))
@@ -25,10 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    {"build": _build, "verify": _verify, "dump": _dump, "features": _features}[args.action](args)
+    check_outputs(args)
+    {"check": _check, "build": _build, "verify": _verify, "dump": _dump, "features": _features}[args.action](args)
 
 
-def _add_build(parser: argparse.ArgumentParser) -> None:
+def _add_data_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         required=True,
@@ -39,8 +43,17 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="the data set's own folder; a FILE.yaml may name it itself"
     )
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    _add_data_set(parser)
+    add_json(parser, "what was found")
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    _add_data_set(parser)
     parser.add_argument("--split", required=True, metavar="train|val", help="which id list of the data set")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the shards and index.json")
+    add_output(parser, "--out", SHARDS, required=True, metavar="DIR", help="folder of the shards and index.json")
     parser.add_argument("--images", type=Path, metavar="FILE", help="build only the ids in this file, one per line")
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default 1)")
     parser.add_argument(
@@ -57,12 +70,12 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 def _add_dump(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", required=True, metavar="DIR", help="folder, brace pattern or URL of the set")
     parser.add_argument("--id", required=True, help="the archive's image id")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for ID.<task>.npy, ID.image.png")
+    add_output(parser, "--out", DUMPED, required=True, metavar="DIR", help="folder for ID.<task>.npy, ID.image.png")
 
 
 def _add_features(parser: argparse.ArgumentParser) -> None:
     add_config(parser, "configuration of the runs that will read them")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to name in data.train")
+    add_output(parser, "--out", SHARDS, required=True, metavar="DIR", help="folder to name in data.train")
     parser.add_argument(
         "--views", type=int, metavar="K", help="augmented views of each image (default: data.views, or else 4)"
     )
@@ -70,9 +83,22 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def _check(args: argparse.Namespace) -> None:
+    from fgmoe_dist.data.check import check_data_set
+
+    report = check_data_set(args.dataset, args.root)
+    _report(args.json, report.figures())
+    print("\n".join(report.lines()))
+    if report.faults:
+        raise UserError(
+            f"{report.root}: {len(report.faults)} faults, listed above; docs/archives.md says what it holds"
+        )
+
+
 def _build(args: argparse.Namespace) -> None:
     from fgmoe_dist.data.layouts import open_layout, read_id_list
     from fgmoe_dist.data.shards import build_shards, summary
+    from fgmoe_dist.data.survey import lines
 
     shardset = build_shards(
         open_layout(args.dataset, args.root),
@@ -87,6 +113,8 @@ def _build(args: argparse.Namespace) -> None:
         f"{args.out}: {figures['samples']} samples in {figures['shards']} shards, {figures['bytes'] / 1e6:.1f} MB, "
         f"tasks {', '.join(figures['tasks'])}"
     )
+    for line in lines(shardset.survey, shardset.samples, shardset.classes):
+        print(line)
     _report(args.json, figures)
 
 

@@ -290,6 +290,15 @@ def counts_of(config) -> dict[str, int]:
     return parameter_counts(model.decoder, model.encoder, config.parallel.ep_size)
 
 
+@pytest.mark.parametrize(("bank", "reached"), [("task", False), ("shared", True)])
+def test_several_tasks_reach_the_experts_of_a_bank_that_they_share(bank, reached):
+    decoder = create_model(configuration(experts__bank=bank), INFO).decoder
+    shared = {id(parameter) for parameter in decoder.shared_parameters()}
+    for block in decoder.blocks:
+        assert all((id(parameter) in shared) == reached for parameter in block.routed.bank.parameters())
+        assert id(block.norm.weight) in shared and id(block.routed.routers.weight_TCE) not in shared
+
+
 def test_of_a_bank_that_tasks_share_a_token_passes_k_experts():
     of_each, shared = (counts_of(configuration(experts__bank=bank)) for bank in ("task", "shared"))
     expert = 16 * 16 + 16 + 16 * 16 + 16

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from fgmoe_dist.checkpoints.folder import WHOLE, CheckpointState
-from fgmoe_dist.config import build_config
+from fgmoe_dist.config import Config, build_config
 from tests.runs import SETTINGS
 
 TASKS = ["semseg", "depth"]
@@ -29,14 +30,25 @@ def tiny_model(**experts: Any):
             "experts": {**SETTINGS["experts"], "count": 3, "split": 1, "top_k": 2, **experts},
         }
     )
-    state = CheckpointState(
+    state = checkpoint_state(config)
+    return moved(
+        create_model(build_config(state.changed_config(WHOLE, {"experts": {"kernel": "reference"}})), state)
+    ), state
+
+
+def checkpoint_state(config: Config) -> CheckpointState:
+    """What a checkpoint of a run of `config` on rooms would say, after three steps on one rank."""
+    return CheckpointState(
         step=3, config=config.model_dump(mode="json"), tasks=TASKS, classes={"semseg": ["wall", "floor", "chair"]},
         boundary_max_dist=0.01, encoder_checksum="e", world=1, ep_size=1, zero_stage=1,
     )  # fmt: skip
-    model = create_model(build_config(state.changed_config(WHOLE, {"experts": {"kernel": "reference"}})), state)
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """`model` in evaluation mode, every number of its state a little off its first value."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for value in model.state_dict().values():
             if value.is_floating_point():
                 value += 0.05 * torch.randn(value.shape, generator=generator)
-    return model.eval(), state
+    return model.eval()

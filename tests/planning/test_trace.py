@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -14,6 +15,8 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.model import create_model
 from fgmoe_dist.planning.trace import AnyDataset, count
+from fgmoe_dist.tasks import TASKS
+from fgmoe_dist.tasks.class_map import ClassTask
 from fgmoe_dist.tasks.labelling import KNOWN_KEYS
 from tests.runs import SETTINGS
 
@@ -127,6 +130,22 @@ def test_large_encoders_need_no_memory():
 def test_pyramids_are_counted_too(name):
     found = count(configuration(encoder={"name": name}, data={"image_size": [224, 224]}))
     assert found.encoder_parameters > 1e6 and any(w.part == "encoder" for w in found.work)
+
+
+def test_tasks_of_a_data_set_are_planned_where_it_is_there(pascal_shards, tmp_path, monkeypatch):
+    index = json.loads((pascal_shards.train / "index.json").read_text())
+    index["tasks"] += ["material", "haze"]
+    index["classes"]["material"] = ["?"] * 300
+    index["definitions"] = {"material": {"kind": "classes"}, "haze": {"kind": "scalar"}}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    config = build_config({**SETTINGS, "tasks": ["material", "haze"], "data": {"train": str(tmp_path)}})
+    assert [task.channels for task in real_model(config).tasks] == [300, 1]
+    assert count(config).dense_parameters > 0
+    with pytest.raises(UserError, match="tasks.0='material': no such task"):
+        build_config({**SETTINGS, "tasks": ["material"], "data": {"train": str(tmp_path / "nowhere")}})
+    monkeypatch.setitem(TASKS, "material", ClassTask)
+    with pytest.raises(UserError, match="how many classes material has stands with its shards; set data.train"):
+        count(build_config({**SETTINGS, "tasks": ["material"]}))
 
 
 def test_what_cannot_be_is_told():

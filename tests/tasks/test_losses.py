@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tasks import create_tasks
-from fgmoe_dist.training.trainer import _task_loss
+from fgmoe_dist.training.losses import task_loss
 
 NAN = float("nan")
 INFO = SimpleNamespace(
@@ -124,9 +124,9 @@ def random_batch(task, images: int, seed: int) -> tuple[torch.Tensor, torch.Tens
 def test_the_mean_over_images_is_the_same_however_a_batch_is_split(name, seed, images, cut):
     task, cut = TASKS[name], min(cut, images - 1)
     prediction, target = random_batch(task, images, seed)
-    whole = _task_loss(task, prediction, target, "image").item()
+    whole = task_loss(task, prediction, target, "image").item()
     first, second = (
-        _task_loss(task, prediction[part], target[part], "image") for part in (slice(cut), slice(cut, None))
+        task_loss(task, prediction[part], target[part], "image") for part in (slice(cut), slice(cut, None))
     )
     assert whole == pytest.approx(((cut * first + (images - cut) * second) / images).item(), rel=1e-5, abs=1e-7)
 
@@ -134,8 +134,8 @@ def test_the_mean_over_images_is_the_same_however_a_batch_is_split(name, seed, i
 def test_the_mean_over_a_batch_pools_pixels():
     prediction = torch.zeros(2, 1, 1, 2)
     target = torch.tensor([[[4.0, 0.0]], [[1.0, 1.0]]])  # one valid pixel, two valid pixels
-    assert _task_loss(TASKS["depth"], prediction, target, "batch").item() == pytest.approx(2.0)
-    assert _task_loss(TASKS["depth"], prediction, target, "image").item() == pytest.approx(2.5)
+    assert task_loss(TASKS["depth"], prediction, target, "batch").item() == pytest.approx(2.0)
+    assert task_loss(TASKS["depth"], prediction, target, "image").item() == pytest.approx(2.5)
 
 
 def test_predictions_are_what_meters_score():

@@ -8,33 +8,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fgmoe_dist.data.layouts.base import Layout, read_id_list
+from fgmoe_dist.data.layouts.base import Layout, id_faults, read_id_list
 from fgmoe_dist.data.layouts.nyud import NYUDv2
 from fgmoe_dist.data.layouts.own import OwnLayout
 from fgmoe_dist.data.layouts.pascal import PASCALContext
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import HINT
 
-__all__ = ["LAYOUTS", "Layout", "open_layout", "read_id_list"]
+__all__ = ["LAYOUTS", "Layout", "id_faults", "open_layout", "read_id_list"]
 
 LAYOUTS: dict[str, type[Layout]] = {"nyud": NYUDv2, "pascal": PASCALContext}
 
 
-def open_layout(dataset: str | Path, root: str | Path | None = None) -> Layout:
+def open_layout(dataset: str | Path, root: str | Path | None = None, check: bool = True) -> Layout:
     """The reader of a data set.
 
     Args:
         dataset: "nyud", "pascal", or a YAML file that describes a data set of one's own (`own.py`).
         root: the unpacked archive's own folder (the one that holds `gt_sets` or `ImageSets`). A described data set
             knows its own; another given here takes its place.
+        check: refuse a root that is not that archive; who wants to hear all that is wrong with it asks `root_faults`.
 
     Raises:
         UserError: unknown data set, or `root` is not that archive.
     """
     if Path(dataset).suffix in (".yaml", ".yml"):
-        return OwnLayout(dataset, root)
+        return OwnLayout(dataset, root, check)
     if dataset not in LAYOUTS:
         known = ", ".join(LAYOUTS)
-        raise UserError(f"data set is {str(dataset)!r}: use one of {known}, or a .yaml file that describes your own")
+        raise UserError(
+            f"data set is {str(dataset)!r}: use one of {known}, or a .yaml file that describes your own{HINT}"
+        )
     if root is None:
         raise UserError(f"data set {dataset} needs a root: give --root, the unpacked {LAYOUTS[dataset].folder} folder")
-    return LAYOUTS[dataset](root)
+    return LAYOUTS[dataset](root) if check else LAYOUTS[dataset](root, check=False)

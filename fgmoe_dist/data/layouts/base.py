@@ -10,18 +10,20 @@ Shapes: H, W native size; C = 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from fgmoe_dist.data import codec
-from fgmoe_dist.errors import UserError, first_line
+from fgmoe_dist.data.pictures import read_photograph, read_picture
+from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
 from fgmoe_dist.tasks.labelling import labels_of
+
+PACKED = (".gz", ".tgz", ".tar", ".zip")
 
 
 class Layout:
@@ -39,6 +41,8 @@ class Layout:
             (docs/contracts.md).
         splits: that it has lists of ids for.
         folder, id_lists, needs: the archive's own folder, where in it the lists of ids lie, and what it must hold.
+        published: how many images each split has as published, where there is one such archive.
+        size: of its images as published, in words.
     """
 
     dataset: str
@@ -49,11 +53,15 @@ class Layout:
     splits = ("train", "val")
     folder: str
     id_lists: str
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    published: Mapping[str, int] = {}
+    size: str = ""
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, check: bool = True):
+        """`check`: refuse a root that is not the data set's."""
         self.root = Path(root)
-        self._check_root()
+        if check:
+            self._check_root()
 
     @cached_property
     def labels(self) -> dict[str, Label]:
@@ -67,27 +75,63 @@ class Layout:
             UserError: no such split or list, an empty list, an id twice, or one that no shard could hold.
         """
         self._check_split(split)
-        return read_id_list(self.root / self.id_lists / f"{split}.txt")
+        ids, what = self.listed_ids(split)
+        return check_ids(ids, what)
+
+    def listed_ids(self, split: str) -> tuple[list[str], str]:
+        """The ids of a split as they are, and in words what lists them; `UserError` if there is nothing to read."""
+        return words(self.root / self.id_lists / f"{split}.txt")
 
     def image_path(self, id_: str) -> Path:
         """Where the image of an id lies."""
         raise NotImplementedError
 
+    def file_of(self, key: str, id_: str) -> Path:
+        """Where the image, or the label of a task, lies; the first of its places if it is in none."""
+        places = self.places(id_)[key]
+        return next((path for path in places if path.is_file()), places[0])
+
     def read_labels(self, id_: str) -> dict[str, np.ndarray]:
         """The stored form (see `codec`) of every label that an image has, without the image."""
         raise NotImplementedError
 
+    def places(self, id_: str) -> dict[str, list[Path]]:
+        """Where the files of an image may lie, `image` and the tasks; of several, the first that is there counts."""
+        return {"image": [self.image_path(id_)]}
+
+    def has_size(self, size_hw: tuple[int, int]) -> bool:
+        """Whether an image of the archive as published can have this size."""
+        return True
+
     def files(self, id_: str) -> list[Path]:
-        """Files whose sizes tell one state of the data set from another; the first is the image."""
+        """Files whose sizes told one state of the data set from another before contents did; the first is the image."""
         return [self.image_path(id_)]
+
+    def sources(self, id_: str) -> list[Path]:
+        """Every file that a sample is made of; the first is the image."""
+        return self.files(id_)
+
+    def placed(self, id_: str) -> list[Path]:
+        """The file of every key, each once."""
+        return list(dict.fromkeys(self.file_of(key, id_) for key in self.places(id_)))
+
+    def check_labels(self, split: str, ids: Sequence[str]) -> None:
+        """Raise `UserError` if a task has no label for any of these images; an archive has all of all."""
 
     def meaning(self) -> str:
         """What else decides the labels' values, as a line of text."""
         return ""
 
     def image(self, id_: str) -> np.ndarray:
-        """The image, uint8 [H, W, 3] RGB."""
-        return read_picture(self.image_path(id_), "RGB")
+        """The image, uint8 [H, W, 3] RGB.
+
+        An archive's labels were drawn on the pixels as they are stored, whatever an EXIF tag says.
+        """
+        return read_photograph(self.image_path(id_), upright=False)[0]
+
+    def pixels(self, id_: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The image and the labels that lie on its pixels, in their stored form."""
+        return self.image(id_), self.read_labels(id_)
 
     def stored(self, id_: str) -> dict[str, np.ndarray]:
         """Image and labels in their stored form, all of one size.
@@ -95,9 +139,9 @@ class Layout:
         Raises:
             UserError: a file is missing, damaged, of the wrong size, or holds values outside its range.
         """
-        image_HWC = self.image(id_)
+        image_HWC, labels = self.pixels(id_)
         sample = {"image": image_HWC}
-        for key, array in self.read_labels(id_).items():
+        for key, array in labels.items():
             try:
                 codec.check(key, array, image_HWC.shape[:2], self.labels)
             except codec.CodecError as error:
@@ -114,16 +158,30 @@ class Layout:
             raise UserError(f"split is {split!r}: use one of {', '.join(self.splits)}")
 
     def _check_root(self) -> None:
+        """Raise `UserError` unless the root is the data set's."""
+        for fault in self.root_faults():
+            raise UserError(fault)
+
+    def root_faults(self) -> list[str]:
+        """What is wrong with the folder as a whole, a line for each fault."""
         if not self.root.is_dir():
-            raise UserError(f"data set root {self.root} is no folder: give the unpacked {self.folder} archive")
-        if all((self.root / name).is_dir() for name in self.needs):
-            return
-        if all((self.root / self.folder / name).is_dir() for name in self.needs):
-            raise UserError(f"data set root {self.root} is one folder too high: give {self.root / self.folder}")
+            return [f"data set root {self.root} is no folder: give the unpacked {self.folder} archive"]
         missing = [name for name in self.needs if not (self.root / name).is_dir()]
-        raise UserError(
-            f"{self.root} is no {self.folder} archive: it lacks {', '.join(missing)}; give the folder that holds them"
-        )
+        if not missing:
+            return []
+        if place := self.elsewhere():
+            way = "low" if place in self.root.parents else "high"
+            return [f"data set root {self.root} is one folder too {way}: give {place}"]
+        packed = next((path for path in sorted(self.root.iterdir()) if path.suffix in PACKED), None)
+        cure = f"unpack {packed} first" if packed else "give the folder that holds them"
+        return [f"{self.root} is no {self.folder} archive: it lacks {', '.join(missing)}; {cure}"]
+
+    def elsewhere(self) -> Path | None:
+        """The folder near the root that is the archive, if there is one."""
+        inside = [path for path in sorted(self.root.iterdir()) if path.is_dir()] if self.root.is_dir() else []
+        near = [self.root / self.folder, *inside, *list(self.root.resolve().parents)[:2]]
+        found = (path for path in near if all((path / name).is_dir() for name in self.needs))
+        return next(found, None) if self.needs else None
 
 
 def read_id_list(path: str | Path) -> list[str]:
@@ -132,21 +190,36 @@ def read_id_list(path: str | Path) -> list[str]:
     Raises:
         UserError: unreadable or empty file, an id twice, or an id with other characters than letters, digits, _ and -.
     """
-    path = Path(path)
+    return check_ids(*words(Path(path)))
+
+
+def words(path: Path) -> tuple[list[str], str]:
+    """The words in an id list, and its name in messages."""
     try:
         ids = path.read_text().split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the id list {path}: {error}") from error
     if not ids:
         raise UserError(f"the id list {path} is empty: put one image id on each line")
+    return ids, f"the id list {path}"
+
+
+def check_ids(ids: list[str], what: str) -> list[str]:
+    """The ids of `what`, if nothing is wrong with them: `UserError` by the first of `id_faults`."""
+    for fault in id_faults(ids, what):
+        raise UserError(fault)
+    return ids
+
+
+def id_faults(ids: list[str], what: str) -> Iterator[str]:
+    """A line for each id that no shard could hold, and for each that is there twice."""
     seen: set[str] = set()
     for id_ in ids:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", id_):
-            raise UserError(f"the id list {path} has {id_!r}: an id is letters, digits, _ and - (no extension)")
+            yield f"{what} has {id_!r}: an id is letters, digits, _ and - (no extension)"
         if id_ in seen:
-            raise UserError(f"the id list {path} has {id_} twice: remove one")
+            yield f"{what} has {id_} twice: remove one"
         seen.add(id_)
-    return ids
 
 
 def thin(mask_HW: np.ndarray) -> np.ndarray:
@@ -156,34 +229,13 @@ def thin(mask_HW: np.ndarray) -> np.ndarray:
     return skimage_thin(mask_HW).astype(np.uint8)
 
 
-class named:
-    """Turns whatever a reader raises about a file into one line that names the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        if not self.path.is_file():
-            raise UserError(f"{self.path} is missing: unpack the archive again, or take its id off the list")
-        if self.path.stat().st_size == 0:
-            raise UserError(f"{self.path} is 0 bytes long: unpack the archive again, or take its id off the list")
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError)):
-            raise UserError(f"{self.path} cannot be read ({first_line(error)}); replace that file") from error
-
-
-def read_picture(path: Path, mode: str | None) -> np.ndarray:
-    """uint8 pixels of a picture. Without a mode, a palette picture gives its indices, as label maps need."""
-    with named(path), Image.open(path) as picture:
-        return np.array(picture if mode is None or picture.mode == mode else picture.convert(mode))
-
-
 def read_label_map(path: Path, allowed: range | tuple[int, ...]) -> np.ndarray:
     """uint8 [H, W] label ids as they are in the file, all of them among `allowed`."""
-    label_HW = read_picture(path, None)
-    if label_HW.ndim != 2 or label_HW.dtype != np.uint8:
-        raise UserError(f"{path} is {label_HW.dtype} {label_HW.shape}, not one 8-bit channel; replace that file")
+    picture = read_picture(path)
+    if picture.kind == "colour" or picture.values.dtype != np.uint8:
+        shape = picture.values.shape
+        raise UserError(f"{path} is {picture.values.dtype} {shape}, not one 8-bit channel; replace that file")
+    label_HW = picture.numbers()
     strange = np.setdiff1d(np.unique(label_HW), np.array(allowed))
     if strange.size:
         raise UserError(f"{path} holds label {strange[0]}, outside {allowed[0]}..{allowed[-1]}; replace that file")
@@ -191,5 +243,9 @@ def read_label_map(path: Path, allowed: range | tuple[int, ...]) -> np.ndarray:
 
 
 def read_binary(path: Path) -> np.ndarray:
-    """uint8 [H, W] of 0 and 1 from a 0..255 picture: x / 255 > 0.5."""
-    return (read_picture(path, "L") > 127).astype(np.uint8)
+    """uint8 [H, W] of 0 and 1 from a picture of shades, as a network's are: brighter than half, whatever values it has.
+
+    A split in which nothing is brighter is refused as a whole (`survey`).
+    """
+    value_HW, full = read_picture(path).brightness()
+    return (value_HW > full // 2).astype(np.uint8)

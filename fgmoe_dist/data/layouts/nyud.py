@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fgmoe_dist.data.layouts.base import Layout, named, read_binary, read_label_map, read_picture, thin
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.data.arrays import as_float32, read_array
+from fgmoe_dist.data.label_files import colours
+from fgmoe_dist.data.layouts.base import Layout, read_binary, read_label_map, thin
 from fgmoe_dist.metrics.boundary.regions import region_boundary
 
 NYU_40 = tuple(
@@ -32,36 +33,54 @@ class NYUDv2(Layout):
     folder = "NYUDv2"
     id_lists = "gt_sets"
     needs = ("gt_sets", "images", "segmentation", "depth", "normals", "edge")
+    published = {"train": 795, "val": 654}
+    size = "425x560"
 
     def image_path(self, id_: str) -> Path:
-        return self.root / "images" / f"{id_}.png"
+        return self.file_of("image", id_)
+
+    def places(self, id_: str) -> dict[str, list[Path]]:
+        names = {
+            "image": f"images/{id_}.png",
+            "semseg": f"segmentation/{id_}.png",
+            "depth": f"depth/{id_}.npy",
+            "normals": f"normals/{id_}.png",
+            "edge": f"edge/{id_}.png",
+        }
+        return {key: [self.root / name] for key, name in names.items()}
+
+    def sources(self, id_: str) -> list[Path]:
+        return self.placed(id_)
+
+    def has_size(self, size_hw: tuple[int, int]) -> bool:
+        return size_hw == (425, 560)
 
     def read_labels(self, id_: str) -> dict[str, np.ndarray]:
-        edge_HW = read_binary(self.root / "edge" / f"{id_}.png")
+        edge_HW = read_binary(self.file_of("edge", id_))
         return {
             "semseg": self._semseg(id_),
             "depth": self._depth(id_),
-            "normals": read_picture(self.root / "normals" / f"{id_}.png", "RGB"),
+            "normals": colours(self.file_of("normals", id_), 3),
             "edge": edge_HW,
             "boundary": thin(region_boundary(edge_HW)),
         }
 
     def _semseg(self, id_: str) -> np.ndarray:
-        path = self.root / "segmentation" / f"{id_}.png"
-        label_HW = read_label_map(path, range(len(NYU_40) + 1))
+        label_HW = read_label_map(self.file_of("semseg", id_), range(len(NYU_40) + 1))
         return label_HW - np.uint8(1)  # wraps: 0, unlabelled, becomes 255
 
     def _depth(self, id_: str) -> np.ndarray:
-        path = self.root / "depth" / f"{id_}.npy"
-        with named(path):
-            depth_HW = np.load(path, allow_pickle=False).astype(np.float32)
+        path = self.file_of("depth", id_)
+        depth_HW = as_float32(read_array(path), path)
         return np.where(np.isfinite(depth_HW) & (depth_HW > 0), depth_HW, np.float32(0))
 
-    def _check_root(self) -> None:
+    def root_faults(self) -> list[str]:
         first = next(iter(sorted((self.root / "images").glob("*.*"))), None)
-        if (first is not None and first.suffix == ".jpg") or any((self.root / "segmentation").glob("*.npy")):
-            raise UserError(
-                f"{self.root} is the NYUD_MT archive (.jpg images, .npy labels), whose labels mean other things: "
-                "give the NYUDv2 archive (.png images, 425x560)"
-            )
-        super()._check_root()
+        arrays = [name for name in ("segmentation", "normals", "edge") if any((self.root / name).glob("*.npy"))]
+        if (first is None or first.suffix != ".jpg") and not arrays:
+            return super().root_faults()
+        variant = (
+            f"{self.root} is the NYUD_MT archive (.jpg images, .npy labels), whose labels mean other things: "
+            "give the NYUDv2 archive (.png images, 425x560)"
+        )
+        return [variant, *super().root_faults()]

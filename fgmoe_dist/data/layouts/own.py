@@ -8,37 +8,47 @@ label file that is not there is a label that the image lacks; it gives no loss a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
 import numpy as np
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
-from fgmoe_dist.data.layouts.base import Layout, read_id_list
+from fgmoe_dist.data.label_files import is_array
+from fgmoe_dist.data.layouts.base import Layout, words
+from fgmoe_dist.data.layouts.orientation import upright
+from fgmoe_dist.data.layouts.photographs import Photographs
+from fgmoe_dist.data.layouts.places import ID, Places, fields
 from fgmoe_dist.data.layouts.sections import (
     BOUNDARY_MAX_DIST,
     KNOWN_SECTIONS,
     SECTIONS,
     Edges,
     Files,
-    Part,
     Section,
     listed,
 )
+from fgmoe_dist.data.pictures import read_photograph
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import KINDS
+from fgmoe_dist.plugins import HINT
+from fgmoe_dist.settings import Section as SettingsSection
+from fgmoe_dist.settings import explain_validation, validate
 from fgmoe_dist.tasks import TASKS, create_tasks
+from fgmoe_dist.yaml_files import read_yaml
+
+ALL_KEYS = "configs/datasets/example.yaml shows all"
 
 
-class Description(Part):
+class Description(SettingsSection):
     """The whole YAML file."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     root: str = "."
-    image: Files
-    splits: dict[str, str] = Field(min_length=1)
+    id: str = ID
+    image: Photographs
+    splits: dict[str, Union[str, list[str]]] = Field(min_length=1)
     tasks: dict[str, Union[dict[str, Any], None]]
 
 
@@ -53,13 +63,15 @@ class OwnLayout(Layout):
         UserError: the file cannot be read, says something impossible, or names a task none of whose files exist.
     """
 
-    def __init__(self, path: str | Path, root: str | Path | None = None):
+    def __init__(self, path: str | Path, root: str | Path | None = None, check: bool = True):
         self.path = Path(path)
         self.description, self.described = _read_description(self.path)
         self.dataset = self.description.name
         self.tasks = tuple(self.described)
         self.classes = {task: part.names for task, part in self.described.items() if part.names is not None}
-        self.definitions = {task: part.definition() for task, part in self.described.items() if task not in TASKS}
+        self.definitions = {
+            task: part.definition() for task, part in self.described.items() if task not in TASKS or part.facts()
+        }
         edge = self.described.get("edge")
         self.boundary_max_dist = edge.max_dist if isinstance(edge, Edges) else BOUNDARY_MAX_DIST
         try:
@@ -67,19 +79,70 @@ class OwnLayout(Layout):
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from error
         self.splits = tuple(self.description.splits)
-        super().__init__(root if root is not None else self.path.parent / self.description.root)
+        root = Path(root if root is not None else self.path.parent / self.description.root)
+        self._places = Places(root, self.description.id)
+        super().__init__(root, check)
 
-    def ids(self, split: str) -> list[str]:
-        self._check_split(split)
-        return read_id_list(self.root / self.description.splits[split])
+    def listed_ids(self, split: str) -> tuple[list[str], str]:
+        wheres = listed(self.description.splits[split])
+        lost = [where for where in wheres if not ("*" in where or Path(where).suffix or (self.root / where).exists())]
+        if lost:
+            raise UserError(f"{self.path}: splits.{split}: below {self.root} is no such folder: {', '.join(lost)}")
+        found = [self._ids_of(split, where) for where in wheres]
+        return [id_ for ids, _ in found for id_ in ids], " and ".join(dict.fromkeys(what for _, what in found))
+
+    def _ids_of(self, split: str, where: str) -> tuple[list[str], str]:
+        """The ids in a list, or of the images in a folder or of a pattern with stars; and what they are, in words."""
+        what = f"{self.path}: splits.{split}={where!r}"
+        if "*" not in where and not (self.root / where).is_dir():
+            return words(self.root / where)
+        ids = self._places.below(listed(self.description.image.file), where)
+        if not ids:
+            raise UserError(
+                f"{what}: no image of image.file {self.description.image.file} lies there below {self.root}; "
+                "correct one of them"
+            )
+        return ids, what
 
     def image_path(self, id_: str) -> Path:
-        pattern = listed(self.description.image.file)[0]
-        return self.description.image.find(self.root, id_) or self.root / pattern.replace("{id}", id_)
+        patterns = listed(self.description.image.file)
+        return self._places.find(patterns, id_) or self._places.expected(patterns[0], id_)
+
+    def image(self, id_: str) -> np.ndarray:
+        """The image, uint8 [H, W, 3] RGB, upright as `fgmoe predict` reads it."""
+        return self._upright(id_)[0]
+
+    def _upright(self, id_: str) -> tuple[np.ndarray, int]:
+        """The image, and by which EXIF tag it was turned."""
+        path = self.image_path(id_)
+        return (self.description.image.read(path), 1) if is_array(path) else read_photograph(path)
+
+    def pixels(self, id_: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The upright image, and its labels turned along where they were drawn on the pixels as they are stored."""
+        (image_HWC, orientation), labels = self._upright(id_), self.read_labels(id_)
+        if orientation == 1 or not labels:
+            return image_HWC, labels
+        path, labels_on = self.image_path(id_), self.description.image.labels_on
+        return image_HWC, upright(labels, self.labels, orientation, image_HWC.shape[:2], labels_on, path)
+
+    def places(self, id_: str) -> dict[str, list[Path]]:
+        parts = {"image": self.description.image, **self.described}
+        return {key: self._places.all(listed(part.file), id_) for key, part in parts.items()}
 
     def files(self, id_: str) -> list[Path]:
-        labels = (part.find(self.root, id_) for part in self.described.values())
+        labels = (self._find(part, id_) for part in self.described.values())
         return [self.image_path(id_), *(path for path in labels if path)]
+
+    def check_labels(self, split: str, ids: Sequence[str]) -> None:
+        for task, part in self.described.items():
+            if not any(self._find(part, id_) for id_ in ids):
+                raise UserError(
+                    f"{self.path}: tasks.{task}.file {part.file}: none of the {len(ids)} images of {split} has such a "
+                    f"file below {self.root}; correct the pattern or the list of ids, or leave the task out"
+                )
+
+    def _find(self, part: Files, id_: str) -> Path | None:
+        return self._places.find(listed(part.file), id_)
 
     def meaning(self) -> str:
         """The description in JSON. What stood there before tasks were open is told as it was, so that a set built then
@@ -90,13 +153,14 @@ class OwnLayout(Layout):
             for task, part in self.described.items()
             if task not in KNOWN_SECTIONS
         }
-        description = {name: getattr(self.description, name) for name in ("name", "image", "splits")}
+        names = ("name", "image", "splits") if self.description.id == ID else ("name", "id", "image", "splits")
+        description = {name: getattr(self.description, name) for name in names}
         return TypeAdapter(Any).dump_json({**description, "tasks": known | own}).decode()
 
     def read_labels(self, id_: str) -> dict[str, np.ndarray]:
         labels = {}
         for task, part in self.described.items():
-            path = part.find(self.root, id_)
+            path = self._find(part, id_)
             if path is not None:
                 labels |= part.read(task, path)
         return labels
@@ -105,45 +169,53 @@ class OwnLayout(Layout):
         """Ask whether labels and tasks can be made of what the file says, before any shard is built on it."""
         labels = self.labels
         create_tasks(self.tasks, self)
-        for task in self.described.keys() - KNOWN_SECTIONS.keys() - self.definitions.keys():
+        for task in (self.described.keys() & TASKS.keys()) - KNOWN_SECTIONS.keys():
             part = self.described[task]
             described = KINDS[part.kind].of(part.definition()).with_classes(part.names)
             if described != labels[task]:  # nobody would notice bytes that are decoded otherwise than coded
                 raise UserError(f"tasks.{task} describes {described}, but this task has {labels[task]}: correct it")
 
-    def _check_root(self) -> None:
+    def root_faults(self) -> list[str]:
         if not self.root.is_dir():
-            raise UserError(f"data set root {self.root} is no folder: correct root in {self.path}, or give --root")
-        ids = [id_ for split in self.splits for id_ in self.ids(split)]
-        for task, part in self.described.items():
-            if not any(part.find(self.root, id_) for id_ in ids):
-                raise UserError(
-                    f"{self.path}: tasks.{task}.file {part.file}: no image of any split has such a file below "
-                    f"{self.root}; correct the pattern, or leave the task out"
-                )
+            return [f"data set root {self.root} is no folder: correct root in {self.path}, or give --root"]
+        faults, ids = [], []
+        for split in self.splits:
+            try:
+                ids += self.ids(split)
+            except UserError as error:
+                faults.append(str(error))
+        if not ids:
+            return faults
+        return faults + [
+            f"{self.path}: tasks.{task}.file {part.file}: no image of any split has such a file below "
+            f"{self.root}; correct the pattern, or leave the task out"
+            for task, part in self.described.items()
+            if not any(self._find(part, id_) for id_ in ids)
+        ]
+
+    def elsewhere(self) -> Path | None:
+        return None
 
 
 def _read_description(path: Path) -> tuple[Description, dict[str, Section]]:
     """The file and its tasks, the known ones first; `UserError` that names all mistakes in it."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"data set file {path} cannot be read ({' '.join(str(error).split())})") from error
-    faults: list[str] = []
-    sections: dict[str, Section] = {}
-    try:
-        description = Description.model_validate(values)
-    except ValidationError as error:
-        faults += [_explain(entry) for entry in error.errors()]
-    tasks = values.get("tasks") if isinstance(values, dict) else None
+    values, faults, sections = read_yaml(path), [], {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: describes no data set; configs/datasets/example.yaml shows what it may say")
+    description, mistakes = validate(Description, values)
+    faults += explain_validation(mistakes, Description, ALL_KEYS)
+    tasks = values.get("tasks")
     for task, part in tasks.items() if isinstance(tasks, dict) else ():
         if isinstance(part, dict):
             try:
-                sections[task] = _section(task, part)
-            except ValidationError as error:
-                faults += [_explain(entry, f"tasks.{task}") for entry in error.errors()]
+                section = _section(task, part)
+                said = {key: value for key, value in part.items() if key != "kind"}
+                sections[task], mistakes = validate(section, said)
+                faults += explain_validation(mistakes, section, ALL_KEYS, f"tasks.{task}")
             except UserError as error:
                 faults.append(str(error))
+    if not faults:
+        faults = _patterns_without_the_id(description, sections)
     if faults:
         raise UserError(f"{path}: " + "; ".join(faults))
     if not sections:
@@ -152,8 +224,23 @@ def _read_description(path: Path) -> tuple[Description, dict[str, Section]]:
     return description, known | sections
 
 
-def _section(task: str, part: dict[str, Any]) -> Section:
-    """What the file says of one task."""
+def _patterns_without_the_id(description: Description, sections: dict[str, Section]) -> list[str]:
+    """What is wrong with `id`, and each pattern from which no id could be made."""
+    wanted = fields(description.id)
+    if not wanted:
+        return [f"id={description.id!r}: name the fields that it is made of, as in {{building}}_{{view}}"]
+    parts = {"image": description.image, **{f"tasks.{task}": part for task, part in sections.items()}}
+    return [
+        f"{where}.file={pattern!r}: write {', '.join(f'{{{name}}}' for name in sorted(wanted - fields(pattern)))} "
+        "where the image's id stands, as in labels/{id}.png"
+        for where, part in parts.items()
+        for pattern in listed(part.file)
+        if wanted - fields(pattern)
+    ]
+
+
+def _section(task: str, part: dict[str, Any]) -> type[Section]:
+    """The section that says what the file says of one task."""
     kind = part.get("kind")
     if task in TASKS:
         section = KNOWN_SECTIONS.get(task, SECTIONS[TASKS[task].label.kind])
@@ -161,26 +248,19 @@ def _section(task: str, part: dict[str, Any]) -> Section:
             raise UserError(
                 f"tasks.{task}.kind: {task} is of kind {section.kind}, not {kind}: give the task another name"
             )
-    elif kind is None:
+        return section
+    if kind is None:
         raise UserError(
             f"tasks.{task}: no such task{_nearest(task, TASKS)}; one that is none of "
-            f"{', '.join(TASKS)} needs a kind: {' | '.join(SECTIONS)}"
+            f"{', '.join(TASKS)} needs a kind: {' | '.join(SECTIONS)}{HINT}"
         )
-    elif kind not in SECTIONS:
-        raise UserError(f"tasks.{task}.kind: no kind {kind!r}{_nearest(kind, SECTIONS)}; use {' | '.join(SECTIONS)}")
-    else:
-        section = SECTIONS[kind]
-    return section.model_validate({key: value for key, value in part.items() if key != "kind"})
+    if not isinstance(kind, str) or kind not in SECTIONS:
+        raise UserError(
+            f"tasks.{task}.kind: no kind {kind!r}{_nearest(kind, SECTIONS)}; use {' | '.join(SECTIONS)}{HINT}"
+        )
+    return SECTIONS[kind]
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     return f" (do you mean {near[0]}?)" if near else ""
-
-
-def _explain(entry: Any, above: str = "") -> str:
-    """One fault of a validation, with its place in the file."""
-    where = ".".join([above] * bool(above) + [str(part) for part in entry["loc"] if part not in ("str", "list[str]")])
-    if entry["type"] == "extra_forbidden":
-        return f"{where}: no such key; configs/datasets/example.yaml shows all"
-    return f"{where}: {entry['msg'].removeprefix('Value error, ')}"

@@ -13,7 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fgmoe_dist.data.layouts.base import Layout, named, read_binary, read_label_map, read_picture, thin
+from fgmoe_dist.data.label_files import colours
+from fgmoe_dist.data.layouts.base import Layout, read_binary, read_label_map, thin
+from fgmoe_dist.data.named import named
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import IGNORE
 from fgmoe_dist.labels.vectors import mark_invalid
@@ -66,44 +68,64 @@ class PASCALContext(Layout):
         "normals_distill",
         "sal_distill",
     )
+    published = {"train": 4998, "val": 5105}
+    size = "500 along the longer side"
 
     def image_path(self, id_: str) -> Path:
-        return self.root / "JPEGImages" / f"{id_}.jpg"
+        return self.file_of("image", id_)
+
+    def places(self, id_: str) -> dict[str, list[Path]]:
+        names = {
+            "image": [f"JPEGImages/{id_}.jpg"],
+            "semseg": [f"semseg/VOC12/{id_}.png", f"semseg/pascal-context/{id_}.png"],
+            "human_parts": [f"human_parts/{id_}.mat"],
+            "sal": [f"sal_distill/{id_}.png"],
+            "normals": [f"normals_distill/{id_}.png"],
+            "edge": [f"pascal-context/trainval/{id_}.mat"],
+        }
+        return {key: [self.root / name for name in some] for key, some in names.items()}
+
+    def sources(self, id_: str) -> list[Path]:
+        return self.placed(id_)
+
+    def has_size(self, size_hw: tuple[int, int]) -> bool:
+        return max(size_hw) == 500
 
     def read_labels(self, id_: str) -> dict[str, np.ndarray]:
         labelmap_HW = self._labelmap(id_)
         return {
             "semseg": self._semseg(id_),
             "human_parts": self._human_parts(id_, labelmap_HW.shape),
-            "sal": read_binary(self.root / "sal_distill" / f"{id_}.png"),
+            "sal": read_binary(self.file_of("sal", id_)),
             "normals": self._normals(id_, labelmap_HW),
             "edge": thin(cv2.Laplacian(labelmap_HW.astype(np.float64), cv2.CV_64F) != 0),
             "boundary": thin(region_boundary(labelmap_HW)),
         }
 
     def _semseg(self, id_: str) -> np.ndarray:
-        folders = (self.root / "semseg" / "VOC12", self.root / "semseg" / "pascal-context")
-        path = next((folder / f"{id_}.png" for folder in folders if (folder / f"{id_}.png").exists()), None)
-        if path is None:
-            raise UserError(f"image {id_} has no semseg in {folders[0]} nor {folders[1]}; unpack the archive again")
+        path = self.file_of("semseg", id_)
+        if not path.exists():
+            folders = " nor ".join(str(place.parent) for place in self.places(id_)["semseg"])
+            raise UserError(f"image {id_} has no semseg in {folders}; unpack the archive again")
         return read_label_map(path, (*range(len(VOC_21)), IGNORE))
 
     def _labelmap(self, id_: str) -> np.ndarray:
-        path = self.root / "pascal-context" / "trainval" / f"{id_}.mat"
+        path = self.file_of("edge", id_)
         content = _load_mat(path)
-        if "LabelMap" not in content or content["LabelMap"].ndim != 2:
+        labelmap_HW = content.get("LabelMap", np.empty(0))
+        if labelmap_HW.ndim != 2 or labelmap_HW.dtype.kind not in "biuf":
             raise UserError(f"{path} has no LabelMap matrix: unpack the archive again")
-        return content["LabelMap"]
+        return labelmap_HW
 
     def _normals(self, id_: str, labelmap_HW: np.ndarray) -> np.ndarray:
-        path = self.root / "normals_distill" / f"{id_}.png"
-        rgb_HWC = read_picture(path, "RGB")
+        path = self.file_of("normals", id_)
+        rgb_HWC = colours(path, 3)
         if rgb_HWC.shape[:2] != labelmap_HW.shape:
             raise UserError(f"{path} is {rgb_HWC.shape[:2]} but its LabelMap is {labelmap_HW.shape}; replace that file")
         return mark_invalid(rgb_HWC, np.isin(labelmap_HW, NORMALS_LABELMAP_IDS))
 
     def _human_parts(self, id_: str, shape_HW: tuple[int, int]) -> np.ndarray:
-        path = self.root / "human_parts" / f"{id_}.mat"
+        path = self.file_of("human_parts", id_)
         content = _load_mat(path)
         try:
             return merge_person_parts(content["anno"], shape_HW)
@@ -167,7 +189,4 @@ def _load_mat(path: Path) -> dict:
     from scipy.io import loadmat
 
     with named(path):
-        try:
-            return loadmat(path)
-        except (NotImplementedError, TypeError, KeyError) as error:  # a version 7.3 file, or bytes that are no .mat
-            raise ValueError(str(error) or type(error).__name__) from error
+        return loadmat(path)

@@ -10,47 +10,68 @@ Shapes: H, W native size; C components of a vector.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, Optional, Union
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
-from fgmoe_dist.data.layouts.base import named, read_picture, thin
+from fgmoe_dist.data.arrays import as_float32
+from fgmoe_dist.data.label_files import (
+    colours,
+    directions,
+    is_array,
+    mask,
+    mask_labels,
+    measurements,
+    vectors,
+    whole_numbers,
+)
+from fgmoe_dist.data.layouts.base import thin
+from fgmoe_dist.data.layouts.places import fields
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.labels import IGNORE, ClassMap
+from fgmoe_dist.labels import ClassMap
 from fgmoe_dist.labels.boundary import truth_key
 from fgmoe_dist.labels.classes import MOST_CLASSES
 from fgmoe_dist.labels.vectors import MOST_CHANNELS, mark_invalid
 from fgmoe_dist.metrics.boundary.regions import region_boundary
+from fgmoe_dist.settings import Section as SettingsSection
 
 BOUNDARY_MAX_DIST = 0.0075  # PASCAL-Context's
 MOST_VALUES = 65536  # of a picture of 16 bits
 Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
 Value = Annotated[int, Field(ge=0, lt=MOST_VALUES)]
+Ignored = Annotated[int, Field(gt=-MOST_VALUES, lt=MOST_VALUES)]  # arrays mark with negative numbers
+Byte = Annotated[int, Field(ge=0, le=255)]
+Invalid = list[Annotated[float, Field(allow_inf_nan=True)]]  # what is not finite is invalid anyway, and may be named
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Part(SettingsSection):
+    """`later`: keys that are newer than some shards. At their default they are not told, so that a set that was built
+    before there were such keys is still known for the same."""
+
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, told: Any) -> dict[str, Any]:
+        default = {key: type(self).model_fields[key].default for key in self.later}
+        return {key: value for key, value in told(self).items() if key not in default or value != default[key]}
 
 
 class Files(Part):
-    """Where the file of an image lies: a pattern with {id}, or several, of which the first that exists counts."""
+    """Where the file of an image lies: a pattern with {id} (`places`), or several; the first that exists counts."""
 
     file: Union[str, list[str]]
 
     @field_validator("file")
     @classmethod
-    def _has_id(cls, value: Union[str, list[str]]) -> Union[str, list[str]]:
-        if not value or any("{id}" not in pattern for pattern in listed(value)):
+    def _has_fields(cls, value: Union[str, list[str]]) -> Union[str, list[str]]:
+        if not value or not all(map(fields, listed(value))):
             raise ValueError("write {id} where the image's id stands, as in labels/{id}.png")
         return value
-
-    def find(self, root: Path, id_: str) -> Path | None:
-        """The file of an image, or None if there is none."""
-        paths = (root / pattern.replace("{id}", id_) for pattern in listed(self.file))
-        return next((path for path in paths if path.is_file()), None)
 
 
 class Section(Files):
@@ -65,7 +86,11 @@ class Section(Files):
 
     def definition(self) -> dict[str, Any]:
         """What `index.json` says of a task that is none of the six (docs/contracts.md)."""
-        return {"kind": self.kind}
+        return {"kind": self.kind, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """What `index.json` says even of a task that everybody knows."""
+        return {}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         """The stored form of the label in a file, by key: `task`, and what else comes of it."""
@@ -77,11 +102,13 @@ class Classes(Section):
 
     classes: Union[list[str], dict[str, Union[Value, list[Value]]]]
     first: Value = 0
-    ignore: Union[list[Value], Literal["others"]] = Field(
+    ignore: Union[list[Ignored], Literal["others"]] = Field(
         default_factory=lambda known: [ClassMap(len(known.get("classes", "1"))).ignore]
     )
+    colours: list[tuple[Byte, Byte, Byte]] | None = None
 
     kind = "classes"
+    later = frozenset({"colours"})
 
     @field_validator("classes")
     @classmethod
@@ -91,34 +118,79 @@ class Classes(Section):
         return value
 
     @model_validator(mode="after")
-    def _within_16_bits(self) -> Classes:
+    def _each_value_means_one_thing(self) -> Classes:
         if isinstance(self.classes, list) and self.first + len(self.classes) > MOST_VALUES:
             raise ValueError(f"first: the last class would be value {self.first + len(self.classes) - 1}, above 65535")
+        if isinstance(self.classes, dict) and "first" in self.model_fields_set:
+            raise ValueError(f"first={self.first}: classes gives each class its values already; leave first out")
+        if faults := [*self._named_twice(), *self._of_two_classes()]:
+            raise ValueError("; ".join(faults))
         return self
+
+    @model_validator(mode="after")
+    def _a_colour_each(self) -> Classes:
+        if self.colours is not None and len(self.colours) != len(self.classes):
+            raise ValueError(f"colours: there are {len(self.colours)} for {len(self.classes)} classes: give one each")
+        return self
+
+    def _named_twice(self) -> Iterator[str]:
+        for name, times in Counter(self.names).items():
+            if not name.strip():
+                yield "classes: a class has no name; give it one"
+            elif times > 1:
+                yield f"classes: {name} is named {times} times; a name is one class's"
+
+    def _of_two_classes(self) -> Iterator[str]:
+        """Values that two classes claim, or a class and `ignore`. What is ignored by default gives way to a class."""
+        owners: dict[int, str] = {}
+        for name, values in zip(self.names, self.values()):
+            for value in values:
+                if owners.setdefault(value, name) != name:
+                    yield f"classes: value {value} is both {owners[value]} and {name}; give it to one of them"
+        for value in self.ignore if "ignore" in self.model_fields_set and self.ignore != "others" else ():
+            if value in owners:
+                yield f"ignore: value {value} is the class {owners[value]}; take it out of one of them"
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.classes)
+
+    def facts(self) -> dict[str, Any]:
+        return {"colours": [list(colour) for colour in self.colours]} if self.colours is not None else {}
+
+    def values(self) -> Iterator[list[int]]:
+        """The values in the file of each class."""
+        if isinstance(self.classes, list):
+            return ([self.first + number] for number in range(len(self.classes)))
+        return (values if isinstance(values, list) else [values] for values in self.classes.values())
 
     def table(self) -> np.ndarray:
         """int32 [65536]: the class of a value in the file, -1 refused."""
         ignore = ClassMap(len(self.classes)).ignore
         table = np.full(MOST_VALUES, ignore if self.ignore == "others" else -1, np.int32)
         if self.ignore != "others":
-            table[self.ignore] = ignore
-        for number, name in enumerate(self.classes):
-            values = self.classes[name] if isinstance(self.classes, dict) else self.first + number
+            table[[value for value in self.ignore if value >= 0]] = ignore
+        for number, values in enumerate(self.values()):
             table[values] = number
         return table
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        value_HW = _one_channel(path)
-        label_HW = self.table()[value_HW]
+        value_HW = whole_numbers(path)
+        label_HW = self._classes_of(value_HW)
         if (label_HW < 0).any():
             raise UserError(
                 f"{path} holds value {value_HW[label_HW < 0][0]}, which is no class: name it under classes or ignore"
             )
         return {task: label_HW.astype(ClassMap(len(self.classes)).dtype)}
+
+    def _classes_of(self, value_HW: np.ndarray) -> np.ndarray:
+        """int32 [H, W]: the class of each value, -1 refused."""
+        beyond_HW = (value_HW < 0) | (value_HW >= MOST_VALUES)
+        if not beyond_HW.any():
+            return self.table()[value_HW]
+        ignored_HW = True if self.ignore == "others" else np.isin(value_HW, self.ignore)
+        ignore = ClassMap(len(self.classes)).ignore
+        return np.where(beyond_HW, np.where(ignored_HW, ignore, -1), self.table()[np.where(beyond_HW, 0, value_HW)])
 
 
 class Mask(Section):
@@ -129,13 +201,7 @@ class Mask(Section):
     kind = "binary"
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        value_HW = _one_channel(path)
-        if self.encoding == "mask":
-            return {task: (value_HW > np.iinfo(value_HW.dtype).max // 2).astype(np.uint8)}
-        strange = np.setdiff1d(value_HW, (0, 1, IGNORE))
-        if strange.size:
-            raise UserError(f"{path} holds value {strange[0]}: encoding labels has 0, 1 and 255; is it a mask?")
-        return {task: value_HW.astype(np.uint8)}
+        return {task: mask(path).astype(np.uint8) if self.encoding == "mask" else mask_labels(path)}
 
 
 class Edges(Mask):
@@ -151,7 +217,7 @@ class Edges(Mask):
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         if self.encoding == "regions":  # as PASCAL-Context has them
-            region_HW = _one_channel(path)
+            region_HW = whole_numbers(path)
             edge_HW = thin(cv2.Laplacian(region_HW.astype(np.float64), cv2.CV_64F) != 0)
             return {task: edge_HW, truth_key(task): thin(region_boundary(region_HW))}
         edge_HW = super().read(task, path)[task]
@@ -159,12 +225,15 @@ class Edges(Mask):
 
 
 class Depth(Section):
-    """`depth`: an .npy array or a picture of 8 or 16 bits, times `unit` metres (`factor` is another name for it)."""
+    """`depth`: an .npy array or a picture of 8 or 16 bits, times `unit` metres (`factor` is another name for it), plus
+    `offset` metres."""
 
     unit: float = Field(1.0, gt=0)
-    invalid: list[float] = [0]
+    offset: float = 0.0
+    invalid: Invalid = [0]
 
     kind = "scalar"
+    later = frozenset({"offset"})
 
     @model_validator(mode="before")
     @classmethod
@@ -173,14 +242,16 @@ class Depth(Section):
             return values
         if "unit" in values:
             raise ValueError("give the metres of a stored unit as unit or as factor, not both")
+        if isinstance(values["factor"], bool):
+            raise ValueError("factor: give a number, not a truth value")
         return {"unit" if key == "factor" else key: value for key, value in values.items()}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        return {task: _numbers(path, self.unit, self.invalid, positive=True)}
+        return {task: _numbers(path, self.unit, self.offset, self.invalid, positive=True)}
 
 
 class Scalar(Section):
-    """One number a pixel: an .npy array or a picture of 8 or 16 bits, times `factor`.
+    """One number a pixel: an .npy array or a picture of 8 or 16 bits, times `factor`, plus `offset`.
 
     `unit` is the name of the values' unit; a number there is a factor, as for `depth`. `scales` is that of
     `labels.ScalarMap`. What is not finite is invalid, and so are the values of `invalid`, as they are in the file.
@@ -188,11 +259,13 @@ class Scalar(Section):
 
     unit: str = ""
     factor: float = Field(1.0, gt=0)
+    offset: float = 0.0
     metric: str = "rmse"
     scales: Literal["none", "inverse", "proportional"] = "none"
-    invalid: list[float] = []
+    invalid: Invalid = []
 
     kind = "scalar"
+    later = frozenset({"offset"})
 
     @model_validator(mode="before")
     @classmethod
@@ -207,19 +280,21 @@ class Scalar(Section):
         return {**super().definition(), "unit": self.unit, "metric": self.metric, "scales": self.scales}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        return {task: _numbers(path, self.factor, self.invalid)}
+        return {task: _numbers(path, self.factor, self.offset, self.invalid)}
 
 
 class Normals(Section):
     """`normals`: RGB with n = 2x/255 - 1 and (0, 0, 0) = invalid, or an .npy of vectors, NaN or zero = invalid.
 
     `axes` says what the file's three channels are, seen from the camera: x right, y down or up as one likes, but the
-    same everywhere, for a flip turns x around.
+    same everywhere, for a flip turns x around. `order` is that of an .npy's axes.
     """
 
     axes: tuple[Axis, Axis, Axis] = ("x", "y", "z")
+    order: Literal["hwc", "chw"] = "hwc"
 
     kind = "vectors"
+    later = frozenset({"order"})
 
     @field_validator("axes")
     @classmethod
@@ -231,12 +306,11 @@ class Normals(Section):
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         order = [[axis[-1] for axis in self.axes].index(axis) for axis in "xyz"]
         minus = np.array([self.axes[channel].startswith("-") for channel in order])
-        if path.suffix == ".npy":
-            unit_HWC = _unit(_vectors(path, 3))
-            return {task: unit_HWC[..., order] * np.where(minus, np.float32(-1), np.float32(1))}
-        rgb_HWC = read_picture(path, "RGB")
-        ordered_HWC = rgb_HWC[..., order]
-        return {task: mark_invalid(np.where(minus, 255 - ordered_HWC, ordered_HWC), rgb_HWC.any(-1))}
+        stored_HWC = directions(path, 3, self.order)
+        ordered_HWC = stored_HWC[..., order]
+        if stored_HWC.dtype != np.uint8:
+            return {task: ordered_HWC * np.where(minus, np.float32(-1), np.float32(1))}
+        return {task: mark_invalid(np.where(minus, 255 - ordered_HWC, ordered_HWC), stored_HWC.any(-1))}
 
 
 class Vectors(Section):
@@ -244,16 +318,19 @@ class Vectors(Section):
 
     With `unit` they are directions, coded as `normals` are, x first. Else they are free components, which a flip does
     not change: an .npy has the values themselves, and a picture's darkest to brightest are `range`. `invalid` is the
-    one value of a pixel, all channels of it as they are in the file, that says it has no label.
+    one value of a pixel, all channels of it as they are in the file, that says it has no label; `order` is that of an
+    .npy's axes.
     """
 
     channels: int = Field(3, ge=1, le=MOST_CHANNELS)
     unit: bool = False
     range: tuple[float, float] = (0.0, 1.0)
     metric: str = Field(default_factory=lambda known: "mean" if known.get("unit") else "rmse")
-    invalid: list[float] | None = None
+    invalid: Optional[Invalid] = None
+    order: Literal["hwc", "chw"] = "hwc"
 
     kind = "vectors"
+    later = frozenset({"order"})
 
     @model_validator(mode="after")
     def _agrees(self) -> Vectors:
@@ -270,14 +347,10 @@ class Vectors(Section):
         return {**super().definition(), "channels": self.channels, "unit": self.unit, **span, "metric": self.metric}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        value_HWC = _vectors(path, self.channels) if path.suffix == ".npy" else _colours(path, self.channels)
-        return {task: self._directions(value_HWC, path) if self.unit else self._components(value_HWC, path)}
-
-    @staticmethod
-    def _directions(value_HWC: np.ndarray, path: Path) -> np.ndarray:
-        if value_HWC.dtype == np.uint16:
-            raise UserError(f"{path} has 16 bits a channel: save directions with 8 bits, or as .npy")
-        return value_HWC if value_HWC.dtype == np.uint8 else _unit(value_HWC)
+        if self.unit:
+            return {task: directions(path, self.channels, self.order)}
+        value_HWC = vectors(path, self.channels, self.order) if is_array(path) else colours(path, self.channels)
+        return {task: self._components(value_HWC, path)}
 
     def _components(self, value_HWC: np.ndarray, path: Path) -> np.ndarray:
         """uint8 as it is where every pixel has a label, else float32."""
@@ -314,68 +387,22 @@ def listed(value: str | list[str]) -> list[str]:
 
 
 def _as_number(value: Any) -> float | None:
-    """A YAML number, which YAML itself takes for a word where it is written as 1e-3."""
+    """A YAML number, which a reader takes for a word where it is written as 1e-3."""
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
 
 
-def _numbers(path: Path, factor: float, invalid: list[float], positive: bool = False) -> np.ndarray:
-    """float32 [H, W] of a file's values times `factor`; NaN where invalid, or 0 if only what is positive is valid."""
-    value_HW = _array(path) if path.suffix == ".npy" else _one_channel(path)
+def _numbers(path: Path, factor: float, offset: float, invalid: list[float], positive: bool = False) -> np.ndarray:
+    """float32 [H, W] of a file's values times `factor` plus `offset`; NaN where invalid, or 0 where only what is
+    positive is valid."""
+    value_HW = measurements(path)
+    if value_HW.dtype == np.float16:
+        value_HW = value_HW.astype(np.float32)  # a factor would be rounded, and overflow, in 16 bits
     valid_HW = np.isfinite(value_HW) & ~np.isin(value_HW, invalid)
+    scaled_HW = as_float32(value_HW, path, valid_HW, factor, offset)
     if positive:
-        valid_HW &= value_HW > 0
-    return np.where(valid_HW, value_HW * factor, 0 if positive else np.nan).astype(np.float32)
-
-
-def _array(path: Path) -> np.ndarray:
-    with named(path):
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray) or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-            raise ValueError("no array of numbers")
-        return array
-
-
-def _vectors(path: Path, channels: int) -> np.ndarray:
-    """float32 [H, W, C] of an .npy; [H, W] will do for one channel."""
-    vector_HWC = _array(path).astype(np.float32)
-    if vector_HWC.ndim == 2 and channels == 1:
-        return vector_HWC[..., None]
-    if vector_HWC.ndim != 3 or vector_HWC.shape[-1] != channels:
-        raise UserError(f"{path} has shape {vector_HWC.shape}, not [H, W, {channels}]: save one vector a pixel")
-    return vector_HWC
-
-
-def _unit(vector_HWC: np.ndarray) -> np.ndarray:
-    """Vectors of unit length, NaN where there is no direction."""
-    length_HW1 = np.linalg.norm(vector_HWC, axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(length_HW1 > 1e-6, vector_HWC / length_HW1, np.float32(np.nan))
-
-
-def _colours(path: Path, channels: int) -> np.ndarray:
-    """uint8 or uint16 [H, W, C] of a picture, red first. Pillow would cut 16 bits a channel to 8 and say nothing."""
-    with named(path):
-        value_HWC = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-        if value_HWC is None:
-            raise ValueError("no readable picture")
-    value_HWC = value_HWC.reshape(*value_HWC.shape[:2], -1)
-    found = value_HWC.shape[-1]
-    if found != channels or value_HWC.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path} is {value_HWC.dtype} of {found} channels, not {channels} of 8 or 16 bits; replace it")
-    return value_HWC[..., [2, 1, 0, *range(3, found)]] if found >= 3 else value_HWC
-
-
-def _one_channel(path: Path) -> np.ndarray:
-    """uint8 or uint16 [H, W] as stored: of a palette picture the indices."""
-    value_HW = read_picture(path, None)
-    if value_HW.dtype == np.int32:  # how Pillow reads some 16-bit pictures
-        value_HW = value_HW.astype(np.uint16)
-    if value_HW.dtype == bool:
-        value_HW = value_HW.astype(np.uint8) * np.uint8(255)
-    if value_HW.ndim != 2 or value_HW.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path} is {value_HW.dtype} {value_HW.shape}, not one channel of 8 or 16 bits; replace it")
-    return value_HW
+        valid_HW &= scaled_HW > 0
+    return np.where(valid_HW, scaled_HW, np.float32(0 if positive else np.nan))

@@ -58,7 +58,7 @@ class LowRankBank(nn.Module):
     def merged(self, gate_NE: Tensor) -> tuple[Tensor, Tensor]:
         """The same sum as one 3x3 convolution per row of gates: `kernel_NCK` and `bias_NC`.
 
-        Each expert's own is made anew for all rows together: kept, they would take ten times the bank's memory.
+        Each expert's own is made anew for all rows together: kept, they would take five times the bank's memory.
         """
         low = zip(self.w_out_CR.split(self.ranks, 1), self.w_in_RC33.flatten(1).split(self.ranks))
         kernel_ECK = torch.stack([out_Cr @ in_rK for out_Cr, in_rK in low])

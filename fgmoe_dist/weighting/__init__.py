@@ -1,0 +1,21 @@
+"""Weighting methods by the name that `train.weighting.kind` takes: a file and a line for each."""
+
+from __future__ import annotations
+
+from fgmoe_dist.weighting.base import Around, Weighting, WeightingSettings
+from fgmoe_dist.weighting.dwa import DWA
+from fgmoe_dist.weighting.fixed import Fixed
+from fgmoe_dist.weighting.pcgrad import PCGrad
+from fgmoe_dist.weighting.uncertainty import Uncertainty
+
+WEIGHTING: dict[str, type[Weighting]] = {
+    "fixed": Fixed,
+    "uncertainty": Uncertainty,
+    "dwa": DWA,
+    "pcgrad": PCGrad,
+}
+
+
+def create_weighting(settings: WeightingSettings, around: Around) -> Weighting:
+    """The method that `settings` describe."""
+    return WEIGHTING[settings.kind](settings, around)
