@@ -49,6 +49,7 @@ bench: env
 	$(BIN)/fgmoe bench boundary $(if $(PORT),--port $(PORT)) --json benchmarks/results/boundary.json
 	$(BIN)/fgmoe bench data --json benchmarks/results/data.json
 	$(BIN)/fgmoe bench moe --json benchmarks/results/moe.json
+	$(BIN)/fgmoe bench mlore --json benchmarks/results/mlore.json
 	$(BIN)/fgmoe bench machine --json benchmarks/results/machine.json
 	$(BIN)/fgmoe bench plan --machine benchmarks/results/machine.json --json benchmarks/results/plan.json
 

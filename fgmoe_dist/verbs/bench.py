@@ -13,6 +13,7 @@ BENCHES = {
     "data": ("fgmoe_dist.benches.data", "reading and augmenting full-size samples"),
     "boundary": ("fgmoe_dist.benches.boundary", "boundary scoring of an image at 101 thresholds"),
     "moe": ("fgmoe_dist.benches.moe", "a block's routed experts beside stock layers and a dense MLP"),
+    "mlore": ("fgmoe_dist.benches.mlore", "MLoRE's low-rank experts one by one, as one wide expert, and merged"),
     "machine": ("fgmoe_dist.benches.machine", "a profile of this machine, for fgmoe plan"),
     "step": ("fgmoe_dist.benches.step", "training steps of a configuration, by stage, beside their plan"),
     "plan": ("fgmoe_dist.benches.plan", "the error of fgmoe plan on this machine"),

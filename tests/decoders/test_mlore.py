@@ -14,14 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from fgmoe_dist.config import build_config, load_config
-from fgmoe_dist.decoders import DECODERS
 from fgmoe_dist.decoders.base import Levels, parameter_counts
 from fgmoe_dist.decoders.mlore import Join
 from fgmoe_dist.decoders.parts.mlore_module import LowRankBank, MLoREModule, Router
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.model import create_decoder, create_model
 from fgmoe_dist.planning.trace import AnyDataset, count
+from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import create_tasks
+from fgmoe_dist.training.trainer import Trainer
+from tests.planning.test_trace import PRODUCTS, run_for_real
 from tests.ranks import run_ranks
 from tests.runs import ROOT, SETTINGS
 
@@ -328,10 +330,28 @@ def test_what_it_cannot_do_is_said():
 
 
 def test_a_plan_counts_what_the_model_has():
-    config = configuration()
-    found, decoder = count(config), create_model(config, AnyDataset(config)).decoder
+    config = configuration(decoder__channels=32)
+    found, decoder, real = count(config), create_model(config, AnyDataset(config)).decoder, run_for_real(config)
     assert found.dense_parameters == sum(p.numel() for p in decoder.parameters()) and found.expert_parameters == 0
-    assert found.saved_bytes > 0 and DECODERS["mlore"].Settings().kind == "mlore"
+    work = [w for w in found.work if w.kind in PRODUCTS and w.part != "encoder"]
+    forward, backward = (sum(w.amount for w in work if w.backward == way) for way in (False, True))
+    assert forward == real["forward"]
+    # Twice the forward pass, but for gradients of the encoder's levels and of what the generic paths read. (torch's
+    # counter takes the weights of a grouped convolution for a whole one's here.)
+    cells, c = 7 * 9, 32
+    assert backward == 2 * forward - 4 * 2 * cells * 192 * c - 8 * 4 * 2 * cells * 9 * c * c
+    assert found.saved_bytes == pytest.approx(real["kept"], rel=0.02)
+
+
+def test_the_trainer_trains_it(runs):
+    """In this process, by plain autograd; tests/decoders/test_mlore_runs.py has the rest of the road."""
+    settings = {f"decoder__{key}": value for key, value in TINY.items()}
+    trainer = Trainer(runs.config(**settings), Ranks(0, 1, 0, torch.device("cpu")), engine="plain")
+    reports = [trainer.train_step() for _ in range(3)]
+    losses = [float(report.losses["total"]) for report in reports]
+    assert losses[-1] < losses[0] and reports[0].losses["mlore/balance_loss"] > 0
+    assert reports[0].counts["load"].shape == (8, 4, 5) and trainer.notes == []
+    assert trainer.model.decoder.head_norm.running_mean.abs().max() > 0
 
 
 # Over ranks

@@ -51,6 +51,12 @@ def test_a_run_goes_on_as_if_unbroken(runs: Runs):
     assert losses(broken) == losses(unbroken)
 
 
+def test_gradient_methods_meet_its_collectives_in_order(runs: Runs):
+    """Batch norm over ranks is an exchange in each task's own backward pass."""
+    lines = runs.train("run", 2, train__steps=2, train__weighting__kind="pcgrad", **MLORE)
+    assert len(lines) == 2 and all(loss == loss for loss in losses(lines))
+
+
 def test_in_bf16_and_as_one_file(runs: Runs, tmp_path):
     """The running statistics stay fp32; every format predicts as the merged model does."""
     lines = runs.train("run", 2, train__steps=2, train__precision="bf16", **MLORE)

@@ -41,11 +41,11 @@ class BatchNorm(nn.Module):
         kept = (self.running_mean, self.running_var) if torch.is_grad_enabled() else (None, None)
         if _world(x) == 1:
             return F.batch_norm(x, *kept, weight_C, bias_C, True, self.momentum, self.eps)
-        y, mean_C, variance_C, count = _OverRanks.apply(x.to(wide), weight_C, bias_C, self.eps)
+        y, mean_C, variance_C = _OverRanks.apply(x.to(wide), weight_C, bias_C, self.eps)
         if torch.is_grad_enabled():
             with torch.no_grad():
                 self.running_mean.lerp_(mean_C, self.momentum)
-                self.running_var.lerp_(variance_C * (count / (count - 1)), self.momentum)
+                self.running_var.lerp_(variance_C, self.momentum)
         return y.to(x.dtype)
 
     def affine(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -68,26 +68,25 @@ class BatchNorm(nn.Module):
 
 
 class _OverRanks(torch.autograd.Function):
-    """Normalises by the statistics of all ranks. One small exchange each way, in fp64 against cancellation."""
+    """Normalises by the statistics of all ranks; also answers with mean and unbiased variance.
+
+    One small exchange each way, in fp64 against cancellation. The host waits for none of the numbers.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, float]:
-        others = _all_but_channels(x)
-        variance_C, mean_C = torch.var_mean(x, others, correction=0)
+    def forward(ctx, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         here = x.numel() / len(weight_C)
-        mean_C, variance_C = mean_C.double(), variance_C.double()
+        variance_C, mean_C = (value.double() for value in torch.var_mean(x, _all_but_channels(x), correction=0))
         sums = torch.cat([here * mean_C, here * (variance_C + mean_C.square()), mean_C.new_tensor([here])])
         dist.all_reduce(sums)
-        count = sums[-1].item()
+        count = sums[-1]
         mean_C, square_C = (sums[:-1] / count).chunk(2)
         variance_C = (square_C - mean_C.square()).clamp(min=0)
-        inverse_C = (variance_C + eps).rsqrt().to(x.dtype)
-        mean_C, variance_C = mean_C.to(x.dtype), variance_C.to(x.dtype)
-        scale_C = weight_C * inverse_C
-        ctx.save_for_backward(x, weight_C, mean_C, inverse_C)
-        ctx.count = count
-        ctx.mark_non_differentiable(mean_C, variance_C)
-        return (x - _along(mean_C, x)) * _along(scale_C, x) + _along(bias_C, x), mean_C, variance_C, count
+        unbiased_C = (variance_C * count / (count - 1)).to(x.dtype)
+        inverse_C, mean_C = (variance_C + eps).rsqrt().to(x.dtype), mean_C.to(x.dtype)
+        ctx.save_for_backward(x, weight_C, mean_C, inverse_C, count)
+        ctx.mark_non_differentiable(mean_C, unbiased_C)
+        return (x - _along(mean_C, x)) * _along(weight_C * inverse_C, x) + _along(bias_C, x), mean_C, unbiased_C
 
     @staticmethod
     def backward(ctx, dy: Tensor, *_) -> tuple[Tensor | None, ...]:
@@ -95,13 +94,13 @@ class _OverRanks(torch.autograd.Function):
 
         The gradients of weight and bias stay this rank's own, which an engine averages over ranks as all others.
         """
-        x, weight_C, mean_C, inverse_C = ctx.saved_tensors
+        x, weight_C, mean_C, inverse_C, count = ctx.saved_tensors
         others = _all_but_channels(x)
         normed = (x - _along(mean_C, x)) * _along(inverse_C, x)
         dbias_C, dweight_C = dy.sum(others), (dy * normed).sum(others)
         sums = torch.stack([dbias_C, dweight_C]).double()
         dist.all_reduce(sums)
-        mean_dy_C, mean_product_C = (sums / ctx.count).to(x.dtype)
+        mean_dy_C, mean_product_C = (sums / count).to(x.dtype)
         dx = dy - _along(mean_dy_C, x) - normed * _along(mean_product_C, x)
         return dx * _along(weight_C * inverse_C, x), dweight_C, dbias_C, None
 

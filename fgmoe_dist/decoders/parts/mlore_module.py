@@ -37,30 +37,33 @@ class LowRankBank(nn.Module):
 
     def __init__(self, channels: int, ranks: Sequence[int]):
         super().__init__()
+        self.ranks = list(ranks)
         self.w_in_RC33 = nn.Parameter(torch.empty(sum(ranks), channels, 3, 3))
         self.b_in_R = nn.Parameter(torch.zeros(sum(ranks)))
         self.w_out_CR = nn.Parameter(torch.empty(channels, sum(ranks)))
         self.b_out_EC = nn.Parameter(torch.zeros(len(ranks), channels))
         nn.init.kaiming_uniform_(self.w_in_RC33, a=math.sqrt(5))
-        for of_one in self.w_out_CR.data.split(list(ranks), dim=1):
+        for of_one in self.w_out_CR.data.split(self.ranks, dim=1):
             nn.init.kaiming_uniform_(of_one, a=math.sqrt(5))
         expert_R = torch.tensor([expert for expert, rank in enumerate(ranks) for _ in range(rank)])
         self.register_buffer("expert_R", expert_R, persistent=False)
 
     def forward(self, z_NChw: Tensor, gate_NE: Tensor) -> Tensor:
         """sum_i g_i E_i(z). The gates multiply weights, and not the many more numbers of the maps between."""
-        weight_NCR, bias_NC = self._gated(gate_NE)
+        weight_NCR = self.w_out_CR * gate_NE[:, None, self.expert_R]
         low_NRhw = F.conv2d(z_NChw, self.w_in_RC33, self.b_in_R, padding=1)
-        y_NCS = torch.baddbmm(bias_NC[:, :, None], weight_NCR, low_NRhw.flatten(2))
+        y_NCS = torch.baddbmm((gate_NE @ self.b_out_EC)[:, :, None], weight_NCR, low_NRhw.flatten(2))
         return y_NCS.unflatten(2, z_NChw.shape[2:])
 
     def merged(self, gate_NE: Tensor) -> tuple[Tensor, Tensor]:
-        """The same sum as one 3x3 convolution per row of gates: `kernel_NCK` and `bias_NC`."""
-        weight_NCR, bias_NC = self._gated(gate_NE)
-        return weight_NCR @ self.w_in_RC33.flatten(1), bias_NC + weight_NCR @ self.b_in_R
+        """The same sum as one 3x3 convolution per row of gates: `kernel_NCK` and `bias_NC`.
 
-    def _gated(self, gate_NE: Tensor) -> tuple[Tensor, Tensor]:
-        return self.w_out_CR * gate_NE[:, None, self.expert_R], gate_NE @ self.b_out_EC
+        Each expert's own is made anew for all rows together: kept, they would take five times the bank's memory.
+        """
+        low = zip(self.w_out_CR.split(self.ranks, 1), self.w_in_RC33.flatten(1).split(self.ranks))
+        kernel_ECK = torch.stack([out_Cr @ in_rK for out_Cr, in_rK in low])
+        kernel_NCK = (gate_NE @ kernel_ECK.flatten(1)).unflatten(1, kernel_ECK.shape[1:])
+        return kernel_NCK, gate_NE @ self.b_out_EC + (self.w_out_CR * gate_NE[:, None, self.expert_R]) @ self.b_in_R
 
 
 class Router(nn.Module):
@@ -139,8 +142,8 @@ class MLoREModule(nn.Module):
         kernel_BTCK, bias_BTC = (value.unflatten(0, mix_BT.shape) for value in (kernel_NCK, bias_NC))
         scale_TC, shift_TC = (self._by_task(value_X.to(z_BXhw)) for value_X in self.expert_norm.affine())
         own_kernel_TCK, own_bias_TC = self._own_merged()
-        kernel_BTCK = scale_TC[..., None] * kernel_BTCK + mix_BT[..., None, None] * own_kernel_TCK
-        kernel_BTCK = kernel_BTCK + self.generic.weight.flatten(1)
+        kernel_BTCK = torch.addcmul(self.generic.weight.flatten(1), scale_TC[..., None], kernel_BTCK)
+        kernel_BTCK = torch.addcmul(kernel_BTCK, mix_BT[..., None, None], own_kernel_TCK)
         bias_BTC = scale_TC * bias_BTC + shift_TC + mix_BT[..., None] * own_bias_TC + self.generic.bias
         window_NKS = F.unfold(z_NChw, 3, padding=1)
         y_NCS = torch.baddbmm(bias_BTC.flatten(0, 1)[..., None], kernel_BTCK.flatten(0, 1), window_NKS)
