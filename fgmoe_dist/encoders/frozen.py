@@ -65,8 +65,8 @@ class FrozenEncoder(nn.Module):
         data_config = timm.data.resolve_model_data_config(model)
         self.mean, self.std = tuple(data_config["mean"]), tuple(data_config["std"])
         self.image_size_hw = (int(image_size_hw[0]), int(image_size_hw[1]))
-        _check_image_size(name, self.image_size_hw, max(reductions[tap] for tap in self.taps))
-        _fit(name, model, self.taps, self.image_size_hw, norm)
+        _check_image_size(name, model, self.image_size_hw, max(reductions[tap] for tap in self.taps))
+        _fit(model, self.taps, self.image_size_hw, norm)
         self.norm = norm
         self.model = model.to(dtype).requires_grad_(False)
         self.eval()
@@ -143,9 +143,9 @@ def _native(model: nn.Module) -> list[int]:
     return list(model.pretrained_cfg["input_size"][-2:])
 
 
-def _fit(name: str, model: nn.Module, taps: list[int], image_size_hw: tuple[int, int], norm: bool) -> None:
+def _fit(model: nn.Module, taps: list[int], image_size_hw: tuple[int, int], norm: bool) -> None:
     """Makes of a whole model at its native size what computes the taps of images of another."""
-    _set_input_size(name, model, image_size_hw)
+    _set_input_size(model, image_size_hw)
     model.prune_intermediate_layers(taps, prune_norm=not norm, prune_head=True)
 
 
@@ -156,7 +156,7 @@ def _shapes_on_meta(
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             twin = timm.create_model(name, pretrained=False, num_classes=0).eval()
-            _fit(name, twin, taps, image_size_hw, norm)
+            _fit(twin, taps, image_size_hw, norm)
             image_13HW = torch.empty(1, 3, *image_size_hw)
             return [tuple(level.shape[1:]) for level in _levels(twin, image_13HW, taps, norm)]
     except Exception:  # what the model itself makes of a real image says whether it is at fault
@@ -189,7 +189,12 @@ def _levels(model: nn.Module, image_BCHW: Tensor, taps: list[int], norm: bool) -
     )
 
 
-def _check_image_size(name: str, image_size_hw: tuple[int, int], multiple: int) -> None:
+def _check_image_size(name: str, model: nn.Module, image_size_hw: tuple[int, int], multiple: int) -> None:
+    native = _native(model)
+    if list(image_size_hw) == native:
+        return
+    if model.pretrained_cfg.get("fixed_input_size", False) and not hasattr(model, "set_input_size"):
+        raise UserError(f"data.image_size: {list(image_size_hw)} must be {native} for encoder.name {name}")
     if all(side > 0 and side % multiple == 0 for side in image_size_hw):
         return
     floors = [max(multiple, side // multiple * multiple) for side in image_size_hw]
@@ -201,14 +206,10 @@ def _check_image_size(name: str, image_size_hw: tuple[int, int], multiple: int) 
     )
 
 
-def _set_input_size(name: str, model: nn.Module, image_size_hw: tuple[int, int]) -> None:
+def _set_input_size(model: nn.Module, image_size_hw: tuple[int, int]) -> None:
     """Adapt a model at its native size to another; convolutional ones take any size as they are."""
-    native_hw = tuple(model.pretrained_cfg["input_size"][-2:])
-    if not model.pretrained_cfg.get("fixed_input_size", False) or native_hw == image_size_hw:
-        return
-    if not hasattr(model, "set_input_size"):
-        raise UserError(f"data.image_size: {list(image_size_hw)} must be {list(native_hw)} for encoder.name {name}")
-    model.set_input_size(img_size=image_size_hw, **_window_sizes(model))
+    if model.pretrained_cfg.get("fixed_input_size", False) and _native(model) != list(image_size_hw):
+        model.set_input_size(img_size=image_size_hw, **_window_sizes(model))
 
 
 def _window_sizes(model: nn.Module) -> dict[str, Any]:
