@@ -19,11 +19,11 @@ from PIL import Image
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.layouts import Layout, id_faults, open_layout
+from fgmoe_dist.data.survey import Tally, doubts
 from fgmoe_dist.errors import UserError
 
 OPENED = 8  # images of each split
 NAMED = 3  # of many ids in a message
-MOST_METRES = 500  # a median depth beyond it is in another unit
 
 
 @dataclass
@@ -193,16 +193,19 @@ class _Check:
                 told = f"{_some(some)} of {size_hw[0]}x{size_hw[1]}: the archive as published has {self.layout.size}"
                 self.report.faults.append(f"{told}; this is another variant of it, or its images were resized")
         self.report.files = {key: one.figures() for key, one in found.items() if one.images}
-        self.report.faults += [fault for key, one in found.items() for fault in one.faults(key)]
+        labels = self.layout.labels
+        survey = {task: found[task].tally.figures(labels[task]) for task in self.layout.tasks if found[task].images}
+        for task, reason in doubts(self.layout, survey).items():
+            self.report.faults.append(f"{task}: in the {found[task].images} images that were opened {reason}")
 
 
 class _Found:
     """What the opened files of one key hold."""
 
     def __init__(self) -> None:
+        self.tally = Tally()  # of a label
         self.images = self.pixels = self.labelled = 0
         self.low, self.high = np.inf, -np.inf
-        self.medians: list[float] = []
         self.form = ""
 
     def see(self, layout: Layout, key: str, id_: str, stored: np.ndarray) -> None:
@@ -215,7 +218,8 @@ class _Found:
         self.labelled += int(valid_HW.sum())
         if values.size:
             self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-            self.medians.append(float(np.median(values)))
+        if key != "image":
+            self.tally.add(layout.labels[key], native)
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -225,17 +229,6 @@ class _Found:
             "lowest": self.low,
             "highest": self.high,
         }
-
-    def faults(self, key: str) -> list[str]:
-        if not self.images or key == "image":
-            return []
-        if not self.labelled:
-            return [f"{key}: none of the {self.images} files that were opened has a pixel with a label"]
-        if key in ("sal", "edge") and self.high == 0:
-            return [f"{key}: all of the {self.images} files that were opened are empty: are they coded as 0 and 1?"]
-        if key == "depth" and float(np.median(self.medians)) > MOST_METRES:
-            return [f"depth: half of it is beyond {np.median(self.medians):g} metres: is it in millimetres?"]
-        return []
 
 
 def _form(path: Path) -> str:

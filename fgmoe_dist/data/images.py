@@ -6,17 +6,14 @@ Shapes: H x W the photograph's pixels, h x w the fitted ones, SH x SW the networ
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fgmoe_dist.data.augment import unpad_prediction
+from fgmoe_dist.data.pictures import read_photograph
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
 from fgmoe_dist.labels.base import resize
@@ -27,26 +24,11 @@ LONGEST_ID = 255 - len(".png")  # bytes; a file system takes no longer name
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as uint8 RGB `[H, W, 3]`, upright as its EXIF orientation says.
+    """An image file as uint8 RGB `[H, W, 3]`, upright as its EXIF orientation says (`pictures.read_photograph`).
 
-    Transparent pixels are laid on white; 16-bit values keep their upper 8 bits; of an animation the first
-    frame is taken. Raises UserError for what is missing, empty, truncated, or no image.
+    Raises UserError for what is missing, empty, truncated, or no image.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"image {path}: is empty (0 bytes); copy it again")
-        with _bombs_are_errors(), Image.open(path) as image:
-            return _rgb(ImageOps.exif_transpose(image), path)
-    except UnidentifiedImageError:
-        raise UserError(f"image {path}: is no image this reads; convert it to JPEG or PNG") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"image {path}: has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"image {path}: cannot be read ({reason}); copy or save it again") from None
+    return read_photograph(Path(path), "copy it again, or save it as JPEG or PNG", None)[0]
 
 
 def list_images(path: str | Path) -> dict[str, Path]:
@@ -111,27 +93,3 @@ def _image_id(path: Path) -> str:
     if len(os.fsencode(id_)) > LONGEST_ID:
         raise UserError(f"image {path}: its name is too long for predictions beside it (ID.png); shorten it")
     return id_
-
-
-def _rgb(image: Image.Image, path: Path) -> np.ndarray:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        values_HW = np.asarray(image)
-        if values_HW.min() < 0 or values_HW.max() > 65535:
-            raise UserError(f"image {path}: has 32-bit values; save it with 8 or 16 bits a channel")
-        return np.repeat((values_HW // 256).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode == "F":
-        raise UserError(
-            f"image {path}: has floating-point values of unknown range; save it with 8 or 16 bits a channel"
-        )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
-    return np.asarray(image.convert("RGB"))
-
-
-@contextmanager
-def _bombs_are_errors() -> Iterator[None]:
-    """Pillow warns of an image of 90 to 180 million pixels; it would fill the memory all the same."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield

@@ -24,7 +24,7 @@ from fgmoe_dist.outputs import SHARDS
 from fgmoe_dist.outputs import claim as claim_folder
 
 PLAN = "plan.json"  # what an unfinished build in a folder is of; gone once there is an index
-_OF_FILES = ("samples", "fingerprint")  # entries of a plan that a repair of source files changes
+_OF_FILES = ("samples", "fingerprint", "contents")  # entries of a plan that a repair of source files changes
 _SHARDS = "*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"
 
 
@@ -44,15 +44,20 @@ def is_finished(out: Path, plan: dict) -> bool:
     if not (out / INDEX).is_file():
         return False
     ShardSet.open(out)  # says what is wrong with a damaged index
-    if not _is_same(json.loads((out / INDEX).read_bytes()).get("source", {}), plan, but=("root",)):
-        raise UserError(f"{out} already holds other shards: give another --out, or remove that folder")
+    source = json.loads((out / INDEX).read_bytes()).get("source", {})
+    # A set that was built before contents counted is known by the sizes in its fingerprint.
+    changed = _first_change(source, plan)
+    if changed is not None or not _is_same(source, plan, but=("root", "contents")):
+        why = f", made before the files of image {changed} changed" if changed else ""
+        raise UserError(f"{out} already holds other shards{why}: give another --out, or remove that folder")
     return True
 
 
 def claim(out: Path, plan: dict) -> None:
     """Make `out` ours, or refuse it if another build, or anything else, lives there.
 
-    An unfinished build whose sources have changed since, as where a bad file was repaired, begins again.
+    Of an unfinished build whose sources have changed since, as where a bad file was repaired or the description
+    corrected, the shards that are still good stay; where that cannot be told, it begins again.
     """
     if not (out / PLAN).is_file() and any(out.glob("*.tar")):
         raise UserError(f"{out} holds tars without an index: give another --out, or remove them")
@@ -62,10 +67,35 @@ def claim(out: Path, plan: dict) -> None:
         if not _is_same(before, plan, but=("root", *_OF_FILES)):
             raise UserError(f"{out} holds an unfinished build of something else: give another --out, or remove it")
         if not _is_same(before, plan, but=("root",)):
-            print(f"{out}: the source files have changed since this build was begun; it begins again", flush=True)
+            print(f"{out}: the sources have changed since this build was begun; what they concern is built again")
+            then = tars(before)
+            good = {name for name, now in tars(plan).items() if [*then.get(name, {}).items()] == [*now.items()]}
             for shard in (*out.glob(_SHARDS), *out.glob(f"view-*/{_SHARDS}")):
-                shard.unlink()
+                if shard.name not in good:
+                    shard.unlink()
     write_atomically(out / PLAN, to_json(plan, indent=1))
+
+
+def tars(plan: Mapping) -> dict[str, dict[str, str]]:
+    """The name of every tar of a plan, and the ids in it with their contents; none where these are not known."""
+    images, size = list(plan.get("contents", {}).items()), plan.get("samples_per_shard", 1)
+    return {
+        f"{plan['dataset']}-{plan['split']}-{start // size:06d}.tar": dict(images[start : start + size])
+        for start in range(0, len(images), size)
+    }
+
+
+def _first_change(one: Mapping, other: Mapping) -> str | None:
+    """The first image of both plans whose files are not the same."""
+    then, now = one.get("contents", {}), other.get("contents", {})
+    return next((id_ for id_ in now if id_ in then and now[id_] != then[id_]), None)
+
+
+def longest_id(labels: Mapping[str, Label]) -> int:
+    """Characters of the longest id that the name of every entry, cached features too, leaves room for in a tar."""
+    keys = [*codec.PICTURES, *labels]
+    tails = (f".{key}.{extension}" for key in keys for extension in codec.entry(key, labels).extensions)
+    return tarfile.LENGTH_NAME - max(map(len, tails))
 
 
 def _read_plan(out: Path) -> dict:
@@ -103,8 +133,15 @@ def _tar_bytes(entries: Iterable[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def index(info: Described, split: str, keys: Sequence[str], shards: list[dict], plan: dict) -> dict:
-    """`index.json` of shards that hold `keys` of the data set `info` (docs/contracts.md)."""
+def index(
+    info: Described,
+    split: str,
+    keys: Sequence[str],
+    shards: list[dict],
+    plan: dict,
+    facts: Mapping[str, Any] | None = None,
+) -> dict:
+    """`index.json` of shards that hold `keys` of the data set `info`, and `facts` of it (docs/contracts.md)."""
     definitions = {task: dict(definition) for task, definition in info.definitions.items()}
     return {
         "format": FORMAT,
@@ -116,6 +153,7 @@ def index(info: Described, split: str, keys: Sequence[str], shards: list[dict], 
         **({"definitions": definitions} if definitions else {}),
         "encodings": {key: codec.entry(key, info.labels).meaning for key in keys},
         "samples": sum(shard["samples"] for shard in shards),
+        **(facts or {}),
         "shards": shards,
         "source": plan,
     }

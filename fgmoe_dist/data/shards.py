@@ -18,8 +18,10 @@ import numpy as np
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.layouts import Layout
-from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, record, write_shard
+from fgmoe_dist.data.plan import make_plan
+from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, longest_id, record, tars, write_shard
 from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, fetch_shard, parse_shard, read_shard
+from fgmoe_dist.data.survey import Survey, Tally, doubts, survey_shard
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_atomically, write_png
 from fgmoe_dist.outputs import DUMPED
@@ -59,14 +61,16 @@ def build_shards(
         raise UserError(f"samples per shard ({samples_per_shard}) and workers ({workers}) must be at least 1")
     out = Path(out)
     chosen = _choose(layout, split, ids)
-    plan = _plan(layout, split, chosen, samples_per_shard)
+    layout.check_labels(split, chosen)
+    plan = make_plan(layout, split, chosen, samples_per_shard, workers)
     if is_finished(out, plan):
         return ShardSet.open(out)
     claim(out, plan)
-    groups = [chosen[i : i + samples_per_shard] for i in range(0, len(chosen), samples_per_shard)]
-    paths = [out / f"{layout.dataset}-{split}-{number:06d}.tar" for number in range(len(groups))]
-    shards = list(_write_all(layout, list(zip(paths, groups)), workers))
-    _write_index(out, layout, split, plan, sorted(shards, key=lambda shard: shard["name"]))
+    jobs = [(out / name, [*group]) for name, group in tars(plan).items()]
+    shards = sorted(_write_all(layout, jobs, workers), key=lambda shard: shard[0]["name"])
+    facts = _survey(layout, split, [survey for _, survey in shards], doubt=ids is None)
+    keys = ("image", *codec.keys_of(layout.tasks, evaluation=True, labels=layout.labels))
+    finish(out, index(layout, split, keys, [entry for entry, _ in shards], plan, facts))
     return ShardSet.open(out)
 
 
@@ -115,31 +119,31 @@ def _choose(layout: Layout, split: str, ids: Sequence[str] | None) -> list[str]:
             raise UserError(f"image {strangers[0]!r} is not in {layout.dataset} {split}: take it off the id list")
         wanted = set(ids)
         known = [id_ for id_ in known if id_ in wanted]
+    most = longest_id(layout.labels)
+    for id_ in known:
+        if len(id_) > most:
+            raise UserError(
+                f"image id {id_} of {layout.dataset} {split} has {len(id_)} characters, of which a shard holds {most}: "
+                "shorten the names of its files, and its id in the list"
+            )
     if split != "train":
         return known
     return sorted(known, key=lambda id_: hashlib.sha256(id_.encode()).digest())
 
 
-def _plan(layout: Layout, split: str, ids: list[str], samples_per_shard: int) -> dict:
-    """What makes one set another: the ids, and the sizes of their files, which any change of the archive shows in."""
-    digest = hashlib.sha256(layout.meaning().encode())
-    for id_ in ids:
-        for path in layout.files(id_):
-            if not path.is_file():
-                raise UserError(f"{path} is missing: unpack the archive again, or take its id off the list")
-            digest.update(f"{id_} {path.stat().st_size}\n".encode())
-    return {
-        "dataset": layout.dataset,
-        "split": split,
-        "root": str(layout.root.resolve()),
-        "samples": len(ids),
-        "samples_per_shard": samples_per_shard,
-        "fingerprint": digest.hexdigest(),
-    }
+def _survey(layout: Layout, split: str, surveys: list[Survey], doubt: bool) -> dict:
+    """What the index says of all labels; `UserError` if those of a whole split cannot be meant."""
+    whole = Survey({task: Tally() for task in layout.tasks})
+    for survey in surveys:
+        whole.merge(survey)
+    facts = whole.facts(layout.labels)
+    for task, reason in doubts(layout, facts["survey"]).items() if doubt else ():
+        raise UserError(f"{layout.root}: {task} of the {split} split: {reason}")
+    return facts
 
 
-def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int) -> Iterator[dict]:
-    """Index records of all shards, in the order they are finished."""
+def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int) -> Iterator[tuple[dict, Survey]]:
+    """Index records of all shards and what labels they have, in the order they are finished."""
     if workers == 1:
         for path, ids in track(jobs, "building shards"):
             yield _write_shard(layout, path, ids)
@@ -161,11 +165,13 @@ def _start_process(_: Plugged) -> None:
     cv2.setNumThreads(1)
 
 
-def _write_shard(layout: Layout, path: Path, ids: list[str]) -> dict:
-    """Write one tar unless it is there already; its record in the index."""
+def _write_shard(layout: Layout, path: Path, ids: list[str]) -> tuple[dict, Survey]:
+    """Write one tar unless it is there already; its record in the index, and what labels it has."""
     if not path.exists():
         write_shard(path, (entry for id_ in ids for entry in _entries(layout, id_)))
-    return record(path, ids)
+    entry = record(path, ids)
+    shard = Shard(**{**entry, "ids": tuple(ids)}, url=str(path), labels=layout.labels)
+    return entry, survey_shard(shard, layout.tasks)
 
 
 def _entries(layout: Layout, id_: str) -> Iterator[tuple[str, bytes]]:
@@ -185,11 +191,6 @@ def _reads_as(jpeg: bytes, image_HWC: np.ndarray) -> bool:
         return np.array_equal(codec.decode("image", "jpg", jpeg), image_HWC)
     except codec.CodecError:
         return False
-
-
-def _write_index(out: Path, layout: Layout, split: str, plan: dict, shards: list[dict]) -> None:
-    keys = ("image", *codec.keys_of(layout.tasks, evaluation=True, labels=layout.labels))
-    finish(out, index(layout, split, keys, shards, plan))
 
 
 def _repeated_ids(shardset: ShardSet) -> list[tuple[str, int]]:

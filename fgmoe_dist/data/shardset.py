@@ -79,6 +79,8 @@ class ShardSet:
         cache: for a set that holds encoder features in place of images.
         definitions: of each task that is none of the six known ones: its kind of label and its options
             (docs/contracts.md).
+        largest: the largest height and the largest width of its images, where the index says so (`sizes`).
+        survey: what labels there are, by task (`survey`); empty where the index says nothing.
     """
 
     dataset: str
@@ -90,6 +92,8 @@ class ShardSet:
     shards: tuple[Shard, ...]
     cache: FeatureCache | None = None
     definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    largest: tuple[int, int] | None = None
+    survey: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def labels(self) -> dict[str, Label]:
@@ -278,9 +282,15 @@ def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
             samples=sum(shard.samples for shard in shards),
             shards=tuple(shards),
             definitions=definitions,
+            **(_facts(index) if names is None else {}),  # they are of all shards
         )
     except UserError as error:
         raise UserError(f"shard index {index_url}: {error}") from error
+
+
+def _facts(index: dict) -> dict[str, Any]:
+    """What an index says besides, unless it was written before it said so."""
+    return {"largest": tuple(index["largest"]), "survey": index["survey"]} if "survey" in index else {}
 
 
 def _read_views(index: dict, index_urls: list[str]) -> ShardSet:
@@ -308,7 +318,9 @@ def _join(parts: list[ShardSet]) -> ShardSet:
                 "do not mix: give sets with the same tasks and classes"
             )
     shards = tuple(shard for part in parts for shard in part.shards)
-    return replace(first, samples=sum(part.samples for part in parts), shards=shards)
+    sizes = [part.largest for part in parts]
+    largest = None if None in sizes else tuple(map(max, *sizes))
+    return replace(first, samples=sum(part.samples for part in parts), shards=shards, largest=largest, survey={})
 
 
 def _fetch(url: str, what: str, error_type: type[UserError]) -> bytes:

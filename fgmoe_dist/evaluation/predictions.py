@@ -11,11 +11,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from fgmoe_dist.errors import UserError, first_line
+from fgmoe_dist.data.arrays import read_array
+from fgmoe_dist.data.pictures import read_picture
+from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_atomically
+from fgmoe_dist.labels import BinaryMap, ClassMap
 from fgmoe_dist.tasks import Task
+
+CURE = "save it again"
 
 
 def write_predictions(folder: Path, id_: str, predictions: Mapping[str, np.ndarray]) -> None:
@@ -53,20 +57,24 @@ def read_prediction(folder: Path, task: Task, id_: str) -> np.ndarray:
     if len(paths) != 1:
         fault = "both exist: remove one" if paths else "missing: predict it, or name the images with --images"
         raise UserError(f"prediction {folder / task.name / id_}.png or .npy is {fault}")
-    try:
-        array = _read_npy(paths[0]) if paths[0].suffix == ".npy" else _read_png(paths[0])
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise UserError(f"prediction {paths[0]} cannot be read ({first_line(error)}); save it again") from error
+    array = read_array(paths[0], CURE, None) if paths[0].suffix == ".npy" else _pixels(paths[0], task)
     return task.read(array, f"prediction {paths[0]}")
 
 
-def _read_npy(path: Path) -> np.ndarray:
-    """The array of an .npy file; nothing is unpickled, and no archive is opened as `np.load` would."""
-    with path.open("rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+def _pixels(path: Path, task: Task) -> np.ndarray:
+    """A picture's values as the kind of label has them; what has another shape or type is left for the meter to refuse.
 
-
-def _read_png(path: Path) -> np.ndarray:
-    """Values as stored: of a palette image the indices, not the colours."""
-    with Image.open(path) as image:
-        return np.array(image)
+    Class numbers are as they are stored, of a palette the indices. Probabilities are shades of black and white, of a
+    palette its colours', from 0 to 255.
+    """
+    picture = read_picture(path, CURE, None)
+    if picture.kind == "colour" or picture.is_transparent:
+        return np.dstack([picture.values] if picture.alpha_HW is None else [picture.values, picture.alpha_HW])
+    if isinstance(task.label, ClassMap):
+        return picture.numbers()
+    if not isinstance(task.label, BinaryMap):
+        return picture.values
+    shade_HW, full = picture.brightness()
+    if full == 1:
+        return shade_HW.astype(bool)
+    return shade_HW * np.uint8(255 // full) if full < 255 else shade_HW

@@ -19,6 +19,7 @@ from fgmoe_dist.data.layouts import Layout
 from fgmoe_dist.data.shardset import Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.evaluation.predictions import read_prediction
+from fgmoe_dist.metrics.encodings import Watch
 from fgmoe_dist.metrics.meter import Meter, Metrics, Scores
 from fgmoe_dist.plugins import Plugged
 from fgmoe_dist.progress import track
@@ -31,6 +32,13 @@ class Scored:
 
     meters: dict[str, Meter]
     images: dict[str, dict[str, Metrics]] = field(default_factory=dict)
+    watches: dict[str, Watch] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task]) -> Scored:
+        """Nothing seen yet."""
+        watches = {task.name: watch for task in tasks if (watch := task.watch()) is not None}
+        return cls({task.name: task.meter() for task in tasks}, watches=watches)
 
     def scores(self) -> Scores:
         return {task: meter.compute() for task, meter in self.meters.items()}
@@ -91,20 +99,27 @@ def score(parts: Sequence[Part], tasks: Sequence[Task], predictions: Path, worke
         workers: processes; the result does not depend on it.
 
     Raises:
-        UserError: a prediction is missing, unreadable, or not what docs/contracts.md asks for.
+        UserError: a prediction is missing, unreadable, or not what docs/contracts.md asks for, or all of a task are
+            plainly in another encoding (`metrics.encodings`).
     """
     for task in tasks:
         if not (predictions / task.name).is_dir():
             raise UserError(
                 f"predictions folder {predictions} has no {task.name}/: save {task.name}/<id>.png|npy or drop the task"
             )
-    result = Scored({task.name: task.meter() for task in tasks})
+    result = Scored.of(tasks)
     with ExitStack() as stack:
         jobs = [(part, list(tasks), predictions) for part in parts]
         for one in track(_run(jobs, min(workers, len(parts)), stack), "scoring", len(parts)):
             for name, meter in one.meters.items():
                 result.meters[name].merge(meter.state())
+            for name, watch in one.watches.items():
+                result.watches[name].merge(watch.state())
             result.images.update(one.images)
+    for name, watch in result.watches.items():
+        reason = watch.reason()
+        if reason:
+            raise UserError(f"predictions {predictions / name} {reason}")
     return result
 
 
@@ -123,15 +138,18 @@ def _start_process(_: Plugged) -> None:
 
 def _score_part(job: tuple[Part, list[Task], Path]) -> Scored:
     part, tasks, predictions = job
-    result = Scored({task.name: task.meter() for task in tasks})
+    result = Scored.of(tasks)
     for sample in part.samples([task.name for task in tasks]):
         for task in tasks:
             meter = result.meters[task.name]
             if meter.label not in sample:
                 continue
             alone = meter.empty()
-            alone.update(read_prediction(predictions, task, sample["id"]), sample)
+            prediction = read_prediction(predictions, task, sample["id"])
+            alone.update(prediction, sample)
             meter.merge(alone.state())
+            if task.name in result.watches:
+                result.watches[task.name].update(prediction, sample[meter.label])
             result.images.setdefault(sample["id"], {})[task.name] = alone.compute()
     return result
 

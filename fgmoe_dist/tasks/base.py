@@ -17,6 +17,7 @@ from fgmoe_dist.drawing.columns import Column, Maps
 from fgmoe_dist.drawing.figures import Figure
 from fgmoe_dist.labels import Label
 from fgmoe_dist.metrics.constant import ConstantBaseline
+from fgmoe_dist.metrics.encodings import Watch
 from fgmoe_dist.metrics.meter import IGNORE, Meter
 
 if TYPE_CHECKING:
@@ -104,6 +105,17 @@ class Task(ABC):
             UserError: the values cannot be what they should; `name` says whose they are.
         """
         return saved
+
+    def doubt_labels(self, found: Mapping[str, Any]) -> str | None:
+        """Why the labels of a whole split cannot be meant; None where they can.
+
+        `found` is what `index.json` says of them under `survey` (docs/contracts.md).
+        """
+        return None if found["pixels"] else "not one pixel of any image has a label"
+
+    def watch(self) -> Watch | None:
+        """What looks at a whole set of saved predictions for signs of another encoding; None where nothing is known."""
+        return None
 
     def unit_of(self, metric: str) -> str:
         """The unit of a metric of the meter, where it is that of the values."""

@@ -5,17 +5,26 @@ Loss: cross entropy with weights [1 - w, w], w the share of background among the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fgmoe_dist.drawing import columns, figures, pictures
 from fgmoe_dist.labels import BinaryMap
+from fgmoe_dist.metrics.encodings import ByteWatch
 from fgmoe_dist.metrics.saliency import SaliencyConstant, SaliencyMeter
 from fgmoe_dist.tasks.base import IGNORE, Task, mean_over_valid
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def no_foreground(found: Mapping[str, Any]) -> str | None:
+    """What is said of a split of binary maps that are 0 all over."""
+    if found["shares"][1] > 0:
+        return None
+    return "not one pixel of any image is foreground: are the files' values 0 and 1, or is nothing brighter than half?"
 
 
 class BinaryTask(Task):
@@ -39,6 +48,12 @@ class BinaryTask(Task):
 
     def baseline(self) -> SaliencyConstant:
         return SaliencyConstant(self.meter())
+
+    def doubt_labels(self, found: Mapping[str, Any]) -> str | None:
+        return super().doubt_labels(found) or no_foreground(found)
+
+    def watch(self) -> ByteWatch:
+        return ByteWatch()
 
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
         return columns.probability(self.title, pictures.picture_saliency, predictions, truths)

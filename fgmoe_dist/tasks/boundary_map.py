@@ -16,7 +16,9 @@ from fgmoe_dist.labels import BoundaryMap
 from fgmoe_dist.labels.boundary import truth_key
 from fgmoe_dist.metrics.boundary.constant import BoundaryConstant
 from fgmoe_dist.metrics.boundary.meter import BoundaryMeter
+from fgmoe_dist.metrics.encodings import ByteWatch
 from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task, mean_over_valid
+from fgmoe_dist.tasks.binary_map import no_foreground
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +67,12 @@ class BoundaryTask(Task):
 
     def baseline(self) -> BoundaryConstant:
         return BoundaryConstant(self.meter())
+
+    def doubt_labels(self, found: Mapping[str, Any]) -> str | None:
+        return super().doubt_labels(found) or no_foreground(found)
+
+    def watch(self) -> ByteWatch:
+        return ByteWatch()
 
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
         return columns.probability(self.title, pictures.picture_edge, predictions, truths)

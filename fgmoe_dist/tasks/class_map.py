@@ -13,6 +13,7 @@ import numpy as np
 from fgmoe_dist.drawing import columns, figures
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import ClassMap
+from fgmoe_dist.metrics.encodings import ClassWatch
 from fgmoe_dist.metrics.iou import IoUConstant, IoUMeter
 from fgmoe_dist.tasks.base import DatasetInfo, Task, mean_over_valid
 
@@ -49,6 +50,20 @@ class ClassTask(Task):
 
     def baseline(self) -> IoUConstant:
         return IoUConstant(self.meter())
+
+    def doubt_labels(self, found: Mapping[str, Any]) -> str | None:
+        """Of two classes, one alone, and pixels that are ignored: most likely 255 was meant for the other."""
+        nothing, shares = super().doubt_labels(found), found["shares"]
+        if nothing or len(shares) != 2 or found["pixels"] == 1 or max(shares) < 1:
+            return nothing
+        name, other = self.class_names if shares[0] else self.class_names[::-1]
+        return (
+            f"no pixel is {other}, {100 * found['pixels']:.3g} % are {name} and all others are ignored: if an ignored "
+            f"value means {other}, name it under classes ({{{name}: 0, {other}: 255}})"
+        )
+
+    def watch(self) -> ClassWatch:
+        return ClassWatch(self.channels, self.ignore)
 
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
         return columns.classes(self.title, self.class_names, predictions, truths, self.ignore, self.colours)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from fgmoe_dist.drawing import columns
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import ScalarMap
 from fgmoe_dist.metrics.depth import DepthConstant, DepthMeter
+from fgmoe_dist.metrics.encodings import RatioWatch
 from fgmoe_dist.tasks.scalar_map import ScalarTask
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ class Depth(ScalarTask):
     label = ScalarMap("metres", scales="inverse", positive=True)
     headline_scale = 100.0  # an error of a metre is as bad as the field has seen
     finest_tick = 0.01
+    NEAREST_METRES = 0.02  # no camera's scenes are all nearer
 
     def predict(self, prediction_KHW: Tensor) -> np.ndarray:
         # No depth lies behind the camera; the metric would raise it to 1e-9 anyway.
@@ -32,9 +35,26 @@ class Depth(ScalarTask):
     def baseline(self) -> DepthConstant:
         return DepthConstant(self.meter())
 
+    def watch(self) -> RatioWatch:
+        return RatioWatch()
+
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
         # 0 is "no depth" in a label only; predicted, it is a value and must show.
         return super().column([None if depth is None else np.maximum(depth, 1e-6) for depth in predictions], truths)
+
+    def doubt_labels(self, found: Mapping[str, Any]) -> str | None:
+        """The median tells another unit from a far horizon and from a few wild pixels."""
+        if (nothing := super().doubt_labels(found)) is not None:
+            return nothing
+        median, high = found["median"], found["high"]
+        if median > DepthMeter.MAX_METRES:
+            return (
+                f"half of all depths are beyond {median:.4g} m, mean {found['mean']:.4g} m: are the files in "
+                "millimetres? Give their unit (unit: 0.001), or save metres"
+            )
+        if high < self.NEAREST_METRES:
+            return f"no depth is beyond {high:.4g} m: are the files in metres already? Correct their unit"
+        return None
 
     def read(self, saved: np.ndarray, name: str) -> np.ndarray:
         """Metres. The median tells another unit from a few wild pixels, which are scored."""

@@ -15,6 +15,7 @@ from fgmoe_dist.drawing import columns, figures
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import VectorMap
 from fgmoe_dist.metrics.constant import ConstantBaseline
+from fgmoe_dist.metrics.encodings import DirectionWatch, RangeWatch, Watch
 from fgmoe_dist.metrics.meter import Meter
 from fgmoe_dist.metrics.normals import NormalsConstant, NormalsMeter
 from fgmoe_dist.metrics.vectors import VectorConstant, VectorMeter
@@ -76,6 +77,9 @@ class VectorTask(Task):
     def baseline(self) -> ConstantBaseline | None:
         return VectorConstant(VectorMeter(self.name, self.channels))
 
+    def watch(self) -> Watch | None:
+        return RangeWatch(*self.range)
+
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
         return columns.colours(self.title, *self.range, predictions, truths)
 
@@ -106,6 +110,9 @@ class DirectionTask(VectorTask):
             return super().baseline()
         return NormalsConstant(NormalsMeter(self.name)) if self.channels == 3 else None
 
+    def watch(self) -> Watch | None:
+        return DirectionWatch() if self.channels == 3 else None
+
     def column(self, predictions: columns.Maps, truths: columns.Maps) -> columns.Column:
         if self.channels != 3:
             return super().column(predictions, truths)
@@ -120,8 +127,8 @@ class DirectionTask(VectorTask):
 
     def read(self, saved: np.ndarray, name: str) -> np.ndarray:
         """Unit vectors. The meter brings any length to one and would not notice colours that nobody decoded."""
-        if saved.dtype == np.uint8:
-            return saved.astype(np.float32) * np.float32(2 / 255) - 1
+        if saved.dtype in (np.uint8, np.uint16):
+            return saved.astype(np.float32) * np.float32(2 / np.iinfo(saved.dtype).max) - 1
         if np.issubdtype(saved.dtype, np.floating) and (largest := np.abs(saved).max(initial=0)) > 1.01:
             raise UserError(
                 f"{name} has components up to {largest:.3g}; save unit vectors, or uint8 RGB with n = 2x/255 - 1"

@@ -11,6 +11,7 @@ import torch
 from fgmoe_dist.config import Config
 from fgmoe_dist.data.augment import FeatureTransform, train_transform
 from fgmoe_dist.data.shardset import ShardSet
+from fgmoe_dist.data.sizes import check_fits
 from fgmoe_dist.data.stream import train_batches
 from fgmoe_dist.encoders.features import check_cache
 from fgmoe_dist.encoders.frozen import FrozenEncoder
@@ -47,6 +48,7 @@ class ShardSamples:
 
     def check(self, config: Config, encoder: FrozenEncoder) -> None:
         check_cache(self.train, self.val, config, encoder)
+        check_fits(self.val, config.data.image_size)  # now, and not at the first evaluation
 
     def batches(self, config: Config, encoder: FrozenEncoder, ranks: Ranks, start_step: int) -> Iterator[dict]:
         data, train, cache, labels = config.data, config.train, self.train.cache, self.train.labels

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
         from fgmoe_dist.checkpoints.checkpoint import load_model
         from fgmoe_dist.data.augment import EvalTransform
         from fgmoe_dist.data.shardset import ShardSet
+        from fgmoe_dist.data.sizes import check_fits
         from fgmoe_dist.evaluation.evaluate import evaluate
         from fgmoe_dist.evaluation.painter import Painter
         from fgmoe_dist.evaluation.predictions import PredictionWriter
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
         model, config, info = load_model(args.checkpoint)
         shards = ShardSet.open(args.shards or config.data.val)
         _check_data(args, config.tasks, info, shards)
+        check_fits(shards, config.data.image_size)
         observers = []
         from_first(lambda: _claim(args))
         if args.pictures:

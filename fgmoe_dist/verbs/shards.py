@@ -131,6 +131,7 @@ ACTIONS = {
 def _build(args: argparse.Namespace) -> None:
     from fgmoe_dist.data.layouts import open_layout, read_id_list
     from fgmoe_dist.data.shards import build_shards, summary
+    from fgmoe_dist.data.survey import lines
 
     shardset = build_shards(
         open_layout(args.dataset, args.root),
@@ -145,6 +146,8 @@ def _build(args: argparse.Namespace) -> None:
         f"{args.out}: {figures['samples']} samples in {figures['shards']} shards, {figures['bytes'] / 1e6:.1f} MB, "
         f"tasks {', '.join(figures['tasks'])}"
     )
+    for line in lines(shardset.survey, shardset.samples, shardset.classes):
+        print(line)
     _report(args.json, figures)
 
 

@@ -140,7 +140,11 @@ def test_what_opened_files_hold_is_told(nyud):
         save(path, np.zeros((*SIZE_HW, 3)))
     told = check_data_set("nyud", nyud).faults
     assert [fault.split(":")[0] for fault in told] == ["depth", "normals", "edge"]
-    assert "millimetres" in told[0] and "none of the 8 files" in told[1] and "coded as 0 and 1" in told[2]
+    assert (
+        "millimetres" in told[0]
+        and "8 images that were opened not one pixel" in told[1]
+        and "values 0 and 1" in told[2]
+    )
     (nyud / "segmentation/0001.png").write_bytes(b"")
     save(nyud / "segmentation/0008.png", np.full(SIZE_HW, 41))
     save(nyud / "segmentation/0005.png", np.zeros((4, 4)))

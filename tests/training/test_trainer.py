@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
 from fgmoe_dist.data.stream import evaluation_samples
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tasks import create_tasks
+from fgmoe_dist.training.batches import ShardSamples
 from fgmoe_dist.training.schedule import learning_rate
 from fgmoe_dist.training.scoring import run_score
 from tests.ranks import run_ranks
@@ -224,6 +226,17 @@ def test_other_classes_are_refused(runs, pascal_shards):
     changes = dict(data__val=pascal_shards.val, tasks="[semseg]")
     with pytest.raises(AssertionError, match="UserError: .*other classes"):
         run_ranks(1, two_steps, runs.config_file, runs.overrides("run", changes))
+
+
+def test_a_validation_image_that_does_not_fit_is_found_before_the_first_step(runs):
+    config = runs.config(data__image_size="[112, 128]")
+    samples = ShardSamples(config)
+    for largest in (samples.val.largest, None):  # as an index says that was built before it told sizes
+        samples.val = replace(samples.val, largest=largest)
+        with pytest.raises(
+            UserError, match="val shards have images of up to 112x140, larger than data.image_size 112x128"
+        ):
+            samples.check(config, None)
 
 
 # Figures

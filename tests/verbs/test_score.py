@@ -15,6 +15,7 @@ from PIL import Image
 from fgmoe_dist import cli
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.verbs import score
+from tests.pictures import RGB, write_png
 
 SHAPE = (60, 80)
 
@@ -168,6 +169,96 @@ def test_a_bad_prediction_is_named_with_the_cure(archive, monkeypatch, capsys, f
         save(archive / "predictions" / name, content)
     line = fault_line(monkeypatch, capsys, *of(archive), "--tasks", task)
     assert message in line and task in line and "0002" in line
+
+
+def _palette(path, values, colours):
+    image = Image.fromarray(values)
+    image.putpalette([channel for colour in colours for channel in colour])
+    image.save(path)
+
+
+def _normals(archive, decode):
+    """Labels that look every way, and a perfect prediction in another form."""
+    rng = np.random.default_rng(0)
+    for id_ in ("0001", "0002"):
+        vector = rng.normal(size=(*SHAPE, 3))
+        coded = np.round((vector / np.linalg.norm(vector, axis=-1, keepdims=True) + 1) * 127.5).astype(np.uint8)
+        save(archive / "NYUDv2/normals" / f"{id_}.png", coded)
+        (archive / "predictions/normals" / f"{id_}.png").unlink()
+        save(archive / "predictions/normals" / f"{id_}.npy", decode(coded).astype(np.float32))
+
+
+def _all(archive, task, change):
+    for path in (archive / "predictions" / task).iterdir():
+        array = np.load(path) if path.suffix == ".npy" else np.array(Image.open(path))
+        save(path, change(array))
+
+
+WHOLE_SETS = {
+    "edges of 0 and 1": ("edge", lambda a: _all(a, "edge", lambda x: x // 255), "no other values than 0 and 1"),
+    "normals left in 0..1": ("normals", lambda a: _normals(a, lambda x: x / 255), "left in 0 .. 1? Save 2x - 1"),
+    "normals as BGR": (
+        "normals",
+        lambda a: _normals(a, lambda x: x[..., ::-1] * (2 / 255) - 1),
+        "only if their channels are [z, y, x] (red and blue exchanged)",
+    ),
+    "depth a tenth": ("depth", lambda a: _all(a, "depth", lambda x: x / 15), "are 0.1 times the labels everywhere"),
+    "depth in kilometres": ("depth", lambda a: _all(a, "depth", lambda x: x / 1500), "are 0.001 times the labels"),
+}
+
+
+@pytest.mark.parametrize("fault", WHOLE_SETS)
+def test_a_whole_set_in_another_encoding_is_refused_with_the_likely_reason(archive, monkeypatch, capsys, fault):
+    task, change, message = WHOLE_SETS[fault]
+    change(archive)
+    line = fault_line(monkeypatch, capsys, *of(archive), "--tasks", task)
+    assert f"predictions/{task} " in line and message in line
+
+
+def test_class_ids_that_count_from_1_are_refused_over_the_set(archive, monkeypatch, capsys):
+    bands = np.repeat(np.arange(4), 15)[:, None] + np.zeros(SHAPE, int)  # classes 0 to 3, 1 to 4 on disk
+    for id_ in ("0001", "0002"):
+        save(archive / "NYUDv2/segmentation" / f"{id_}.png", (bands + 1).astype(np.uint8))
+        save(archive / "predictions/semseg" / f"{id_}.png", (bands + 1).astype(np.uint8))
+    line = fault_line(monkeypatch, capsys, *of(archive), "--tasks", "semseg")
+    assert "are one above the labels' class ids, which count from 0: subtract 1" in line
+
+
+def test_pictures_of_any_form_score_what_they_show(archive):
+    """A palette's greys, two and four bits, a 16-bit picture of normals: the scores of plain ones."""
+    call(*of(archive), "--json", archive / "plain.json")
+    edge = np.array(Image.open(archive / "predictions/edge/0001.png"))
+    _palette(archive / "predictions/edge/0001.png", (edge == 0).astype(np.uint8), [(255,) * 3, (0,) * 3])
+    write_png(archive / "predictions/edge/0002.png", edge // 17, 4)
+    write_png(archive / "predictions/semseg/0001.png", np.zeros(SHAPE), 2)
+    _palette(archive / "predictions/semseg/0002.png", np.zeros(SHAPE, np.uint8), [(9, 99, 199)])
+    facing = np.array(Image.open(archive / "predictions/normals/0001.png")).astype(int)
+    write_png(archive / "predictions/normals/0001.png", facing * 257, 16, RGB)
+    call(*of(archive), "--json", archive / "odd.json")
+    plain, odd = (json.loads((archive / f"{name}.json").read_text()) for name in ("plain", "odd"))
+    assert odd.pop("normals")["mean"] == pytest.approx(plain.pop("normals")["mean"], abs=0.01)
+    assert odd == plain
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("semseg", "gif", "is a GIF"), ("edge", "colours", "neither black nor white"), ("depth", "npz", "an .npz archive"),
+    ("depth", "complex", "values of type complex128"), ("normals", "text", "values of type <U3"),
+])  # fmt: skip
+def test_odd_files_of_predictions_are_one_line(archive, monkeypatch, capsys, name, content, message):
+    folder = archive / "predictions" / name
+    for path in folder.glob("0001.*"):
+        path.unlink()
+    if content == "gif":
+        Image.fromarray(np.zeros(SHAPE, np.uint8)).save(folder / "0001.png", "GIF")
+    elif content == "colours":
+        _palette(folder / "0001.png", np.zeros(SHAPE, np.uint8), [(128, 0, 0)])
+    elif content == "npz":
+        with (folder / "0001.npy").open("wb") as file:
+            np.savez(file, depth=np.ones(SHAPE))
+    else:
+        np.save(folder / "0001.npy", np.ones(SHAPE, complex) if content == "complex" else np.full((*SHAPE, 3), "0.5"))
+    line = fault_line(monkeypatch, capsys, *of(archive), "--tasks", name)
+    assert message in line and f"{name}/0001" in line
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n cut off", b"GIF89a"])

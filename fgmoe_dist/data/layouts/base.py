@@ -10,16 +10,16 @@ Shapes: H, W native size; C = 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from fgmoe_dist.data import codec
-from fgmoe_dist.errors import UserError, first_line
+from fgmoe_dist.data.pictures import read_photograph, read_picture
+from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
 from fgmoe_dist.tasks.labelling import labels_of
 
@@ -104,16 +104,34 @@ class Layout:
         return True
 
     def files(self, id_: str) -> list[Path]:
-        """Files whose sizes tell one state of the data set from another; the first is the image."""
+        """Files whose sizes told one state of the data set from another before contents did; the first is the image."""
         return [self.image_path(id_)]
+
+    def sources(self, id_: str) -> list[Path]:
+        """Every file that a sample is made of; the first is the image."""
+        return self.files(id_)
+
+    def placed(self, id_: str) -> list[Path]:
+        """The file of every key, each once."""
+        return list(dict.fromkeys(self.file_of(key, id_) for key in self.places(id_)))
+
+    def check_labels(self, split: str, ids: Sequence[str]) -> None:
+        """Raise `UserError` if a task has no label for any of these images; an archive has all of all."""
 
     def meaning(self) -> str:
         """What else decides the labels' values, as a line of text."""
         return ""
 
     def image(self, id_: str) -> np.ndarray:
-        """The image, uint8 [H, W, 3] RGB."""
-        return read_picture(self.image_path(id_), "RGB")
+        """The image, uint8 [H, W, 3] RGB.
+
+        An archive's labels were drawn on the pixels as they are stored, whatever an EXIF tag says.
+        """
+        return read_photograph(self.image_path(id_), upright=False)[0]
+
+    def pixels(self, id_: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The image and the labels that lie on its pixels, in their stored form."""
+        return self.image(id_), self.read_labels(id_)
 
     def stored(self, id_: str) -> dict[str, np.ndarray]:
         """Image and labels in their stored form, all of one size.
@@ -121,9 +139,9 @@ class Layout:
         Raises:
             UserError: a file is missing, damaged, of the wrong size, or holds values outside its range.
         """
-        image_HWC = self.image(id_)
+        image_HWC, labels = self.pixels(id_)
         sample = {"image": image_HWC}
-        for key, array in self.read_labels(id_).items():
+        for key, array in labels.items():
             try:
                 codec.check(key, array, image_HWC.shape[:2], self.labels)
             except codec.CodecError as error:
@@ -211,34 +229,13 @@ def thin(mask_HW: np.ndarray) -> np.ndarray:
     return skimage_thin(mask_HW).astype(np.uint8)
 
 
-class named:
-    """Turns whatever a reader raises about a file into one line that names the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        if not self.path.is_file():
-            raise UserError(f"{self.path} is missing: unpack the archive again, or take its id off the list")
-        if self.path.stat().st_size == 0:
-            raise UserError(f"{self.path} is 0 bytes long: unpack the archive again, or take its id off the list")
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError)):
-            raise UserError(f"{self.path} cannot be read ({first_line(error)}); replace that file") from error
-
-
-def read_picture(path: Path, mode: str | None) -> np.ndarray:
-    """uint8 pixels of a picture. Without a mode, a palette picture gives its indices, as label maps need."""
-    with named(path), Image.open(path) as picture:
-        return np.array(picture if mode is None or picture.mode == mode else picture.convert(mode))
-
-
 def read_label_map(path: Path, allowed: range | tuple[int, ...]) -> np.ndarray:
     """uint8 [H, W] label ids as they are in the file, all of them among `allowed`."""
-    label_HW = read_picture(path, None)
-    if label_HW.ndim != 2 or label_HW.dtype != np.uint8:
-        raise UserError(f"{path} is {label_HW.dtype} {label_HW.shape}, not one 8-bit channel; replace that file")
+    picture = read_picture(path)
+    if picture.kind == "colour" or picture.values.dtype != np.uint8:
+        shape = picture.values.shape
+        raise UserError(f"{path} is {picture.values.dtype} {shape}, not one 8-bit channel; replace that file")
+    label_HW = picture.numbers()
     strange = np.setdiff1d(np.unique(label_HW), np.array(allowed))
     if strange.size:
         raise UserError(f"{path} holds label {strange[0]}, outside {allowed[0]}..{allowed[-1]}; replace that file")
@@ -246,5 +243,9 @@ def read_label_map(path: Path, allowed: range | tuple[int, ...]) -> np.ndarray:
 
 
 def read_binary(path: Path) -> np.ndarray:
-    """uint8 [H, W] of 0 and 1 from a 0..255 picture: x / 255 > 0.5."""
-    return (read_picture(path, "L") > 127).astype(np.uint8)
+    """uint8 [H, W] of 0 and 1 from a picture of shades, as a network's are: brighter than half, whatever values it has.
+
+    A split in which nothing is brighter is refused as a whole (`survey`).
+    """
+    value_HW, full = read_picture(path).brightness()
+    return (value_HW > full // 2).astype(np.uint8)

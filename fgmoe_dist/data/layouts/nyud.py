@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fgmoe_dist.data.layouts.base import Layout, named, read_binary, read_label_map, read_picture, thin
+from fgmoe_dist.data.arrays import as_float32, read_array
+from fgmoe_dist.data.label_files import colours
+from fgmoe_dist.data.layouts.base import Layout, read_binary, read_label_map, thin
 from fgmoe_dist.metrics.boundary.regions import region_boundary
 
 NYU_40 = tuple(
@@ -47,6 +49,9 @@ class NYUDv2(Layout):
         }
         return {key: [self.root / name] for key, name in names.items()}
 
+    def sources(self, id_: str) -> list[Path]:
+        return self.placed(id_)
+
     def has_size(self, size_hw: tuple[int, int]) -> bool:
         return size_hw == (425, 560)
 
@@ -55,7 +60,7 @@ class NYUDv2(Layout):
         return {
             "semseg": self._semseg(id_),
             "depth": self._depth(id_),
-            "normals": read_picture(self.file_of("normals", id_), "RGB"),
+            "normals": colours(self.file_of("normals", id_), 3),
             "edge": edge_HW,
             "boundary": thin(region_boundary(edge_HW)),
         }
@@ -66,8 +71,7 @@ class NYUDv2(Layout):
 
     def _depth(self, id_: str) -> np.ndarray:
         path = self.file_of("depth", id_)
-        with named(path):
-            depth_HW = np.load(path, allow_pickle=False).astype(np.float32)
+        depth_HW = as_float32(read_array(path), path)
         return np.where(np.isfinite(depth_HW) & (depth_HW > 0), depth_HW, np.float32(0))
 
     def root_faults(self) -> list[str]:

@@ -8,14 +8,16 @@ label file that is not there is a label that the image lacks; it gives no loss a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
 import numpy as np
 from pydantic import Field, TypeAdapter
 
+from fgmoe_dist.data.label_files import is_array
 from fgmoe_dist.data.layouts.base import Layout, words
+from fgmoe_dist.data.layouts.orientation import upright
 from fgmoe_dist.data.layouts.photographs import Photographs
 from fgmoe_dist.data.layouts.places import ID, Places, fields
 from fgmoe_dist.data.layouts.sections import (
@@ -27,6 +29,7 @@ from fgmoe_dist.data.layouts.sections import (
     Section,
     listed,
 )
+from fgmoe_dist.data.pictures import read_photograph
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import KINDS
 from fgmoe_dist.plugins import HINT
@@ -106,8 +109,21 @@ class OwnLayout(Layout):
         return self._places.find(patterns, id_) or self._places.expected(patterns[0], id_)
 
     def image(self, id_: str) -> np.ndarray:
+        """The image, uint8 [H, W, 3] RGB, upright as `fgmoe predict` reads it."""
+        return self._upright(id_)[0]
+
+    def _upright(self, id_: str) -> tuple[np.ndarray, int]:
+        """The image, and by which EXIF tag it was turned."""
         path = self.image_path(id_)
-        return self.description.image.read(path) if path.suffix == ".npy" else super().image(id_)
+        return (self.description.image.read(path), 1) if is_array(path) else read_photograph(path)
+
+    def pixels(self, id_: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The upright image, and its labels turned along where they were drawn on the pixels as they are stored."""
+        (image_HWC, orientation), labels = self._upright(id_), self.read_labels(id_)
+        if orientation == 1 or not labels:
+            return image_HWC, labels
+        path, labels_on = self.image_path(id_), self.description.image.labels_on
+        return image_HWC, upright(labels, self.labels, orientation, image_HWC.shape[:2], labels_on, path)
 
     def places(self, id_: str) -> dict[str, list[Path]]:
         parts = {"image": self.description.image, **self.described}
@@ -116,6 +132,14 @@ class OwnLayout(Layout):
     def files(self, id_: str) -> list[Path]:
         labels = (self._find(part, id_) for part in self.described.values())
         return [self.image_path(id_), *(path for path in labels if path)]
+
+    def check_labels(self, split: str, ids: Sequence[str]) -> None:
+        for task, part in self.described.items():
+            if not any(self._find(part, id_) for id_ in ids):
+                raise UserError(
+                    f"{self.path}: tasks.{task}.file {part.file}: none of the {len(ids)} images of {split} has such a "
+                    f"file below {self.root}; correct the pattern or the list of ids, or leave the task out"
+                )
 
     def _find(self, part: Files, id_: str) -> Path | None:
         return self._places.find(listed(part.file), id_)

@@ -13,7 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fgmoe_dist.data.layouts.base import Layout, named, read_binary, read_label_map, read_picture, thin
+from fgmoe_dist.data.label_files import colours
+from fgmoe_dist.data.layouts.base import Layout, read_binary, read_label_map, thin
+from fgmoe_dist.data.named import named
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import IGNORE
 from fgmoe_dist.labels.vectors import mark_invalid
@@ -83,6 +85,9 @@ class PASCALContext(Layout):
         }
         return {key: [self.root / name for name in some] for key, some in names.items()}
 
+    def sources(self, id_: str) -> list[Path]:
+        return self.placed(id_)
+
     def has_size(self, size_hw: tuple[int, int]) -> bool:
         return max(size_hw) == 500
 
@@ -107,13 +112,14 @@ class PASCALContext(Layout):
     def _labelmap(self, id_: str) -> np.ndarray:
         path = self.file_of("edge", id_)
         content = _load_mat(path)
-        if "LabelMap" not in content or content["LabelMap"].ndim != 2:
+        labelmap_HW = content.get("LabelMap", np.empty(0))
+        if labelmap_HW.ndim != 2 or labelmap_HW.dtype.kind not in "biuf":
             raise UserError(f"{path} has no LabelMap matrix: unpack the archive again")
-        return content["LabelMap"]
+        return labelmap_HW
 
     def _normals(self, id_: str, labelmap_HW: np.ndarray) -> np.ndarray:
         path = self.file_of("normals", id_)
-        rgb_HWC = read_picture(path, "RGB")
+        rgb_HWC = colours(path, 3)
         if rgb_HWC.shape[:2] != labelmap_HW.shape:
             raise UserError(f"{path} is {rgb_HWC.shape[:2]} but its LabelMap is {labelmap_HW.shape}; replace that file")
         return mark_invalid(rgb_HWC, np.isin(labelmap_HW, NORMALS_LABELMAP_IDS))
@@ -183,7 +189,4 @@ def _load_mat(path: Path) -> dict:
     from scipy.io import loadmat
 
     with named(path):
-        try:
-            return loadmat(path)
-        except (NotImplementedError, TypeError, KeyError) as error:  # a version 7.3 file, or bytes that are no .mat
-            raise ValueError(str(error) or type(error).__name__) from error
+        return loadmat(path)

@@ -11,19 +11,26 @@ from typing import Literal
 import numpy as np
 from pydantic import model_validator
 
-from fgmoe_dist.data.layouts.sections import Files, channels_last, read_array
+from fgmoe_dist.data.arrays import channels_last, read_array
+from fgmoe_dist.data.layouts.sections import Files
 from fgmoe_dist.errors import UserError
 
 SLACK = 1e-3  # of the range: interpolation oversteps it by rounding
 
 
 class Photographs(Files):
-    """`range` is what black and white are in an .npy of other numbers than 8 bits, `order` that of its axes."""
+    """`range` is what black and white are in an .npy of other numbers than 8 bits, `order` that of its axes.
+
+    `labels_on` says which pixels labels lie on where an EXIF tag turns an image: "shown" for the upright image,
+    "stored" for the pixels as they are in the file; without it the size of the labels tells, where it can.
+    """
 
     range: tuple[float, float] | None = None
     order: Literal["hwc", "chw"] = "hwc"
 
-    later = frozenset({"range", "order"})
+    labels_on: Literal["shown", "stored"] | None = None
+
+    later = frozenset({"range", "order", "labels_on"})
 
     @model_validator(mode="after")
     def _rises(self) -> Photographs:
@@ -33,10 +40,11 @@ class Photographs(Files):
 
     def read(self, path: Path) -> np.ndarray:
         """uint8 [H, W, 3] of an .npy, to the nearest of 256 levels."""
-        value_HWC = channels_last(read_array(path), self.order)
+        array = read_array(path)
+        value_HWC = channels_last(array, self.order)
         if value_HWC.ndim != 3 or value_HWC.shape[-1] != 3:
             wanted = "[H, W, 3]" if self.order == "hwc" else "[3, H, W]"
-            raise UserError(f"{path} has shape {read_array(path).shape}, not {wanted}: say image.order: hwc or chw")
+            raise UserError(f"{path} has shape {array.shape}, not {wanted}: say image.order: hwc or chw")
         if self.range is None and value_HWC.dtype == np.uint8:
             return np.ascontiguousarray(value_HWC)
         if self.range is None:

@@ -19,10 +19,21 @@ import cv2
 import numpy as np
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from fgmoe_dist.data.layouts.base import named, read_picture, thin
+from fgmoe_dist.data.arrays import as_float32
+from fgmoe_dist.data.label_files import (
+    colours,
+    directions,
+    is_array,
+    mask,
+    mask_labels,
+    measurements,
+    vectors,
+    whole_numbers,
+)
+from fgmoe_dist.data.layouts.base import thin
 from fgmoe_dist.data.layouts.places import fields
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.labels import IGNORE, ClassMap
+from fgmoe_dist.labels import ClassMap
 from fgmoe_dist.labels.boundary import truth_key
 from fgmoe_dist.labels.classes import MOST_CLASSES
 from fgmoe_dist.labels.vectors import MOST_CHANNELS, mark_invalid
@@ -164,7 +175,7 @@ class Classes(Section):
         return table
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        value_HW = _class_numbers(path) if path.suffix == ".npy" else _one_channel(path)
+        value_HW = whole_numbers(path)
         label_HW = self._classes_of(value_HW)
         if (label_HW < 0).any():
             raise UserError(
@@ -173,10 +184,10 @@ class Classes(Section):
         return {task: label_HW.astype(ClassMap(len(self.classes)).dtype)}
 
     def _classes_of(self, value_HW: np.ndarray) -> np.ndarray:
-        """int32 [H, W]: the class of each value, -1 refused. Only arrays hold values that no table has."""
-        if np.issubdtype(value_HW.dtype, np.unsignedinteger):
-            return self.table()[value_HW]
+        """int32 [H, W]: the class of each value, -1 refused."""
         beyond_HW = (value_HW < 0) | (value_HW >= MOST_VALUES)
+        if not beyond_HW.any():
+            return self.table()[value_HW]
         ignored_HW = True if self.ignore == "others" else np.isin(value_HW, self.ignore)
         ignore = ClassMap(len(self.classes)).ignore
         return np.where(beyond_HW, np.where(ignored_HW, ignore, -1), self.table()[np.where(beyond_HW, 0, value_HW)])
@@ -190,13 +201,7 @@ class Mask(Section):
     kind = "binary"
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        value_HW = _one_channel(path)
-        if self.encoding == "mask":
-            return {task: (value_HW > np.iinfo(value_HW.dtype).max // 2).astype(np.uint8)}
-        strange = np.setdiff1d(value_HW, (0, 1, IGNORE))
-        if strange.size:
-            raise UserError(f"{path} holds value {strange[0]}: encoding labels has 0, 1 and 255; is it a mask?")
-        return {task: value_HW.astype(np.uint8)}
+        return {task: mask(path).astype(np.uint8) if self.encoding == "mask" else mask_labels(path)}
 
 
 class Edges(Mask):
@@ -212,7 +217,7 @@ class Edges(Mask):
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         if self.encoding == "regions":  # as PASCAL-Context has them
-            region_HW = _one_channel(path)
+            region_HW = whole_numbers(path)
             edge_HW = thin(cv2.Laplacian(region_HW.astype(np.float64), cv2.CV_64F) != 0)
             return {task: edge_HW, truth_key(task): thin(region_boundary(region_HW))}
         edge_HW = super().read(task, path)[task]
@@ -301,12 +306,11 @@ class Normals(Section):
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         order = [[axis[-1] for axis in self.axes].index(axis) for axis in "xyz"]
         minus = np.array([self.axes[channel].startswith("-") for channel in order])
-        if path.suffix == ".npy":
-            unit_HWC = _unit(_vectors(path, 3, self.order))
-            return {task: unit_HWC[..., order] * np.where(minus, np.float32(-1), np.float32(1))}
-        rgb_HWC = read_picture(path, "RGB")
-        ordered_HWC = rgb_HWC[..., order]
-        return {task: mark_invalid(np.where(minus, 255 - ordered_HWC, ordered_HWC), rgb_HWC.any(-1))}
+        stored_HWC = directions(path, 3, self.order)
+        ordered_HWC = stored_HWC[..., order]
+        if stored_HWC.dtype != np.uint8:
+            return {task: ordered_HWC * np.where(minus, np.float32(-1), np.float32(1))}
+        return {task: mark_invalid(np.where(minus, 255 - ordered_HWC, ordered_HWC), stored_HWC.any(-1))}
 
 
 class Vectors(Section):
@@ -343,16 +347,10 @@ class Vectors(Section):
         return {**super().definition(), "channels": self.channels, "unit": self.unit, **span, "metric": self.metric}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
-        value_HWC = (
-            _vectors(path, self.channels, self.order) if path.suffix == ".npy" else _colours(path, self.channels)
-        )
-        return {task: self._directions(value_HWC, path) if self.unit else self._components(value_HWC, path)}
-
-    @staticmethod
-    def _directions(value_HWC: np.ndarray, path: Path) -> np.ndarray:
-        if value_HWC.dtype == np.uint16:
-            raise UserError(f"{path} has 16 bits a channel: save directions with 8 bits, or as .npy")
-        return value_HWC if value_HWC.dtype == np.uint8 else _unit(value_HWC)
+        if self.unit:
+            return {task: directions(path, self.channels, self.order)}
+        value_HWC = vectors(path, self.channels, self.order) if is_array(path) else colours(path, self.channels)
+        return {task: self._components(value_HWC, path)}
 
     def _components(self, value_HWC: np.ndarray, path: Path) -> np.ndarray:
         """uint8 as it is where every pixel has a label, else float32."""
@@ -400,86 +398,11 @@ def _as_number(value: Any) -> float | None:
 def _numbers(path: Path, factor: float, offset: float, invalid: list[float], positive: bool = False) -> np.ndarray:
     """float32 [H, W] of a file's values times `factor` plus `offset`; NaN where invalid, or 0 where only what is
     positive is valid."""
-    value_HW = _one_number(read_array(path)) if path.suffix == ".npy" else _one_channel(path)
+    value_HW = measurements(path)
+    if value_HW.dtype == np.float16:
+        value_HW = value_HW.astype(np.float32)  # a factor would be rounded, and overflow, in 16 bits
     valid_HW = np.isfinite(value_HW) & ~np.isin(value_HW, invalid)
-    scaled_HW = value_HW * factor + offset if offset else value_HW * factor
+    scaled_HW = as_float32(value_HW, path, valid_HW, factor, offset)
     if positive:
         valid_HW &= scaled_HW > 0
-    return np.where(valid_HW, scaled_HW, 0 if positive else np.nan).astype(np.float32)
-
-
-def read_array(path: Path) -> np.ndarray:
-    """The numbers in an .npy, as they are."""
-    with named(path):
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray) or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-            raise ValueError("no array of numbers")
-        return array
-
-
-def channels_last(array: np.ndarray, order: str) -> np.ndarray:
-    """[H, W, C] of [C, H, W] where `order` is chw."""
-    return np.moveaxis(array, 0, -1) if order == "chw" and array.ndim == 3 else array
-
-
-def _one_number(array: np.ndarray) -> np.ndarray:
-    """[H, W] of [H, W, 1] or [1, H, W]."""
-    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
-        return array[..., 0] if array.shape[-1] == 1 else array[0]
-    return array
-
-
-def _class_numbers(path: Path) -> np.ndarray:
-    """int64 [H, W] of an .npy, whose floats must be whole."""
-    value_HW = _one_number(read_array(path))
-    if np.issubdtype(value_HW.dtype, np.complexfloating) or value_HW.ndim != 2:
-        raise UserError(f"{path} is {value_HW.dtype} {value_HW.shape}, not one class number a pixel; replace it")
-    odd_HW = ~(np.abs(value_HW.astype(np.float64)) < 2**53) | (value_HW != np.trunc(value_HW))
-    if odd_HW.any():
-        raise UserError(f"{path} holds value {value_HW[odd_HW][0]}, which is no class number: replace that file")
-    return value_HW.astype(np.int64)
-
-
-def _vectors(path: Path, channels: int, order: str) -> np.ndarray:
-    """float32 [H, W, C] of an .npy; [H, W] will do for one channel."""
-    array = read_array(path)
-    vector_HWC = channels_last(array.astype(np.float32), order)
-    if vector_HWC.ndim == 2 and channels == 1:
-        return vector_HWC[..., None]
-    if vector_HWC.ndim != 3 or vector_HWC.shape[-1] != channels:
-        wanted = f"[H, W, {channels}]" if order == "hwc" else f"[{channels}, H, W]"
-        hint = " (or is its order: chw?)" if order == "hwc" and array.ndim == 3 and array.shape[0] == channels else ""
-        raise UserError(f"{path} has shape {array.shape}, not {wanted}: save one vector a pixel{hint}")
-    return vector_HWC
-
-
-def _unit(vector_HWC: np.ndarray) -> np.ndarray:
-    """Vectors of unit length, NaN where there is no direction."""
-    length_HW1 = np.linalg.norm(vector_HWC, axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(length_HW1 > 1e-6, vector_HWC / length_HW1, np.float32(np.nan))
-
-
-def _colours(path: Path, channels: int) -> np.ndarray:
-    """uint8 or uint16 [H, W, C] of a picture, red first. Pillow would cut 16 bits a channel to 8 and say nothing."""
-    with named(path):
-        value_HWC = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-        if value_HWC is None:
-            raise ValueError("no readable picture")
-    value_HWC = value_HWC.reshape(*value_HWC.shape[:2], -1)
-    found = value_HWC.shape[-1]
-    if found != channels or value_HWC.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path} is {value_HWC.dtype} of {found} channels, not {channels} of 8 or 16 bits; replace it")
-    return value_HWC[..., [2, 1, 0, *range(3, found)]] if found >= 3 else value_HWC
-
-
-def _one_channel(path: Path) -> np.ndarray:
-    """uint8 or uint16 [H, W] as stored: of a palette picture the indices."""
-    value_HW = read_picture(path, None)
-    if value_HW.dtype == np.int32:  # how Pillow reads some 16-bit pictures
-        value_HW = value_HW.astype(np.uint16)
-    if value_HW.dtype == bool:
-        value_HW = value_HW.astype(np.uint8) * np.uint8(255)
-    if value_HW.ndim != 2 or value_HW.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path} is {value_HW.dtype} {value_HW.shape}, not one channel of 8 or 16 bits; replace it")
-    return value_HW
+    return np.where(valid_HW, scaled_HW, np.float32(0 if positive else np.nan))
