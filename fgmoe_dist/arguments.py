@@ -25,6 +25,14 @@ def add_config(parser: argparse.ArgumentParser, which: str = "YAML configuration
     )  # fmt: skip
 
 
+def add_verb(verbs: argparse._SubParsersAction, name: str, what: str, examples: str) -> argparse.ArgumentParser:
+    """A verb below a verb: what it does, in the list and at the head of its own help, with examples."""
+    return verbs.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.\n\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """The command line of a verb; where it takes settings, `key=value` stands for `--set key=value`."""
     return parser.parse_args(_with_set(parser, words))

@@ -19,6 +19,11 @@ def versions(*packages: str) -> dict[str, str | None]:
     return found
 
 
+def cores() -> int:
+    """Those this process may use: a batch system often grants fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processor() -> str:
     """The processor's name and the number of cores that this process may use."""
     try:
@@ -26,7 +31,7 @@ def processor() -> str:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    return f"{name}, {cores()} cores"
 
 
 def device_name() -> str:

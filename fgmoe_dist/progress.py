@@ -84,6 +84,11 @@ def _line(description: str, done: int, total: int | None, seconds: float) -> str
     return f"{description}: {done}/{total}, {rate:.1f}/s, {left} left"
 
 
+def tell(line: str, stream: TextIO | None = None) -> None:
+    """Says what begins now and may take a while; on standard error, as bars are, so that results stay by themselves."""
+    print(line, file=stream or sys.stderr, flush=True)
+
+
 def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -16,6 +16,7 @@ from fgmoe_dist.arguments import add_config, add_output, add_plugin, check_outpu
 from fgmoe_dist.config import check_world, load_config, to_yaml
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.outputs import RESULTS
+from fgmoe_dist.progress import tell
 from fgmoe_dist.ranks import exit_with_error, from_first, process_group
 from fgmoe_dist.training.engines import check_engine
 
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
         from fgmoe_dist.training.loop import train
         from fgmoe_dist.training.trainer import Trainer
 
+        if ranks.is_first:
+            tell(f"{config.run.name}: reading the indices of the shards, making the encoder and the decoder ...")
         from_first(lambda: check_places(config.run.dir, config.model_dump(mode="json")))
         if args.dry_run:
             dry_run(Trainer(config, ranks, engine=trial_engine(config, ranks.world)), args.pictures)

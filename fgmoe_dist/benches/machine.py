@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any, Sequence
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.machine import processor, versions
+from fgmoe_dist.machine import cores, processor, versions
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -120,7 +120,7 @@ def assemble(worlds: dict[int, dict[str, Any]]) -> Machine:
     return Machine(
         name=first["name"],
         device=first["device"],
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores(),
         memory_bytes=first["memory_bytes"],
         base_bytes=first["base_bytes"],
         pixels_per_s=first["pixels_per_s"],

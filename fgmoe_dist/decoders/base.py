@@ -67,7 +67,10 @@ class DecoderSettings(Section):
     sections: ClassVar[tuple[str, ...]] = ()
 
     def conflicts(self, around: Surroundings) -> list[str]:
-        """Contradictions among these settings, and with what is around them, one line each."""
+        """Contradictions among these settings, and with what is around them, one line each.
+
+        A line names in full every setting that it depends on: where one of them is faulty itself, the line is left out.
+        """
         return []
 
     def routed(self, around: Surroundings) -> Routed:

@@ -8,6 +8,7 @@ Shapes: B images, C channels, H W pixels, h w cells of a level's grid.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,13 +30,15 @@ class FrozenEncoder(nn.Module):
         taps: blocks to tap, counted from 0 in rising order; stages for Swin and other pyramids. None: four evenly
             spaced blocks ending with the last (2, 5, 8, 11 of 12), or the last four stages.
         image_size_hw: the only input size this encoder then takes; position embeddings are resampled to it.
-        norm: pass taps through the model's final norm where it fits them (ViT: all of them, Swin: the last).
+        norm: pass taps through the model's final norm where it fits them (ViT: all of them, Swin: the last); models
+            that refuse to, such as Hiera, give them as they are.
         dtype: of the weights and so of the computation and the features.
         seed: of the weights `none`.
 
     Attributes:
         taps, image_size_hw: as resolved.
-        channels, strides: a level's channels and the pixels one of its cells stands for each way, lists.
+        channels, strides: a level's channels and the pixels one of its cells stands for each way, lists; measured by a
+            forward pass, since what a model says of itself may not be so.
         mean, std: what the images must be normalised with, three numbers each in 0..1.
         source: which weights were loaded, for the log.
         checksum: sha256 of the weights as loaded, before resampling, pruning and casting.
@@ -65,30 +68,32 @@ class FrozenEncoder(nn.Module):
         data_config = timm.data.resolve_model_data_config(model)
         self.mean, self.std = tuple(data_config["mean"]), tuple(data_config["std"])
         self.image_size_hw = (int(image_size_hw[0]), int(image_size_hw[1]))
-        _check_image_size(name, self.image_size_hw, max(reductions[tap] for tap in self.taps))
-        _fit(name, model, self.taps, self.image_size_hw, norm)
-        self.norm = norm
+        _check_image_size(name, model, self.image_size_hw, max(reductions[tap] for tap in self.taps))
+        self.norm, shapes = _try_on_meta(name, self.taps, self.image_size_hw, norm)
+        _fit(model, self.taps, self.image_size_hw, self.norm)
         self.model = model.to(dtype).requires_grad_(False)
         self.eval()
-        self.channels, self.strides = self._measure(name)
+        shapes = shapes or self._shapes(name)
+        _check_grids(name, self.taps, shapes, self.image_size_hw, reductions)
+        self.channels = [channels for channels, *_ in shapes]
+        self.strides = [self.image_size_hw[0] // height for _, height, _ in shapes]
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: a parent's `train()` must not switch drop path or batch statistics on."""
         return super().train(False)
 
-    def _measure(self, name: str) -> tuple[list[int], list[int]]:
-        """The channels and strides of the levels, from a forward pass: what a model says of itself may not be so."""
-        size_hw = self.image_size_hw
+    def _shapes(self, name: str) -> list[tuple[int, ...]]:
+        """`[C, h, w]` of each level, from a forward pass; UserError where there is none."""
+        weight = next(self.model.parameters())
         try:
-            shapes = _shapes_on_meta(name, self.taps, size_hw, self.norm) or _shapes(self)
+            levels = self(torch.zeros(1, 3, *self.image_size_hw, device=weight.device))
         except Exception as error:  # each of timm's families fails in its own way
             what = ": ".join(filter(None, (type(error).__name__, str(error) and first_line(error))))
             raise UserError(
-                f"encoder.name: {name} cannot compute images of data.image_size={list(size_hw)} ({what}); choose "
-                f"another size, such as its own, {_native(self.model)}, or a ViT, Swin or ConvNeXt"
+                f"encoder.name: {name} cannot compute images of data.image_size={list(self.image_size_hw)} ({what}); "
+                f"choose another size, such as its own, {_native(self.model)}, or a ViT, Swin or ConvNeXt"
             ) from error
-        _check_grids(name, self.taps, shapes, size_hw)
-        return [shape[0] for shape in shapes], [size_hw[0] // shape[1] for shape in shapes]
+        return [tuple(level.shape[1:]) for level in levels]
 
     @torch.no_grad()  # not inference_mode: the decoder saves these features for its backward
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
@@ -143,43 +148,48 @@ def _native(model: nn.Module) -> list[int]:
     return list(model.pretrained_cfg["input_size"][-2:])
 
 
-def _fit(name: str, model: nn.Module, taps: list[int], image_size_hw: tuple[int, int], norm: bool) -> None:
+def _fit(model: nn.Module, taps: list[int], image_size_hw: tuple[int, int], norm: bool) -> None:
     """Makes of a whole model at its native size what computes the taps of images of another."""
-    _set_input_size(name, model, image_size_hw)
+    _set_input_size(model, image_size_hw)
     model.prune_intermediate_layers(taps, prune_norm=not norm, prune_head=True)
 
 
-def _shapes_on_meta(
+def _try_on_meta(
     name: str, taps: list[int], image_size_hw: tuple[int, int], norm: bool
-) -> list[tuple[int, ...]] | None:
-    """`[C, h, w]` of each level, from a twin without numbers, in no time; None where that cannot be."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+) -> tuple[bool, list[tuple[int, ...]] | None]:
+    """Whether the final norm can be applied, and `[C, h, w]` of each level, from a twin without numbers, in no time.
+
+    None in their place where no twin can tell; the model itself then says whether it is at fault.
+    """
+    for with_norm in (True, False) if norm else (False,):
+        with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.device("meta"):
             twin = timm.create_model(name, pretrained=False, num_classes=0).eval()
-            _fit(name, twin, taps, image_size_hw, norm)
-            image_13HW = torch.empty(1, 3, *image_size_hw)
-            return [tuple(level.shape[1:]) for level in _levels(twin, image_13HW, taps, norm)]
-    except Exception:  # what the model itself makes of a real image says whether it is at fault
-        return None
+            _fit(twin, taps, image_size_hw, with_norm)
+            levels = _levels(twin, torch.empty(1, 3, *image_size_hw), taps, with_norm)
+            return with_norm, [tuple(level.shape[1:]) for level in levels]
+    return norm, None
 
 
-def _shapes(encoder: FrozenEncoder) -> list[tuple[int, ...]]:
-    """The same from the encoder itself."""
-    image_13HW = torch.zeros(1, 3, *encoder.image_size_hw, device=next(encoder.model.parameters()).device)
-    return [tuple(level.shape[1:]) for level in encoder(image_13HW)]
-
-
-def _check_grids(name: str, taps: list[int], shapes: list[tuple[int, ...]], image_size_hw: tuple[int, int]) -> None:
+def _check_grids(
+    name: str, taps: list[int], shapes: list[tuple[int, ...]], image_size_hw: tuple[int, int], reductions: list[int]
+) -> None:
     """UserError unless each level's cells divide the image evenly: decoders place them by their stride."""
-    height, width = image_size_hw
     if len(shapes) != len(taps):
         raise UserError(f"encoder.name: {name} gives {len(shapes)} levels for the {len(taps)} of encoder.taps={taps}")
     for tap, (_, *grid_hw) in zip(taps, shapes):
-        if len(grid_hw) != 2 or height % grid_hw[0] or width % grid_hw[1] or height * grid_hw[1] != width * grid_hw[0]:
+        if len(grid_hw) != 2 or not _divides(grid_hw, image_size_hw, reductions[tap]):
+            height, width = image_size_hw
             raise UserError(
                 f"encoder.name: {name} divides {height} x {width} pixels into {' x '.join(map(str, grid_hw))} cells at "
-                f"tap {tap}, which is no whole stride; choose another data.image_size, or a ViT, Swin or ConvNeXt"
+                f"tap {tap}, which is no whole stride; choose another size, or a ViT, Swin or ConvNeXt"
             )
+
+
+def _divides(grid_hw: Sequence[int], image_size_hw: Sequence[int], reduction: int) -> bool:
+    """Whether cells are squares of whole pixels, the same both ways, and none hangs over the image's edge."""
+    (height, width), (rows, columns) = image_size_hw, grid_hw
+    hangs_over = height % reduction and rows == -(-height // reduction)
+    return not (hangs_over or height % rows or width % columns or height * columns != width * rows)
 
 
 @torch.no_grad()
@@ -189,7 +199,11 @@ def _levels(model: nn.Module, image_BCHW: Tensor, taps: list[int], norm: bool) -
     )
 
 
-def _check_image_size(name: str, image_size_hw: tuple[int, int], multiple: int) -> None:
+def _check_image_size(name: str, model: nn.Module, image_size_hw: tuple[int, int], multiple: int) -> None:
+    if model.pretrained_cfg.get("fixed_input_size", False) and not hasattr(model, "set_input_size"):
+        if list(image_size_hw) != _native(model):
+            raise UserError(f"data.image_size: {list(image_size_hw)} must be {_native(model)} for encoder.name {name}")
+        return
     if all(side > 0 and side % multiple == 0 for side in image_size_hw):
         return
     floors = [max(multiple, side // multiple * multiple) for side in image_size_hw]
@@ -201,14 +215,10 @@ def _check_image_size(name: str, image_size_hw: tuple[int, int], multiple: int) 
     )
 
 
-def _set_input_size(name: str, model: nn.Module, image_size_hw: tuple[int, int]) -> None:
+def _set_input_size(model: nn.Module, image_size_hw: tuple[int, int]) -> None:
     """Adapt a model at its native size to another; convolutional ones take any size as they are."""
-    native_hw = tuple(model.pretrained_cfg["input_size"][-2:])
-    if not model.pretrained_cfg.get("fixed_input_size", False) or native_hw == image_size_hw:
-        return
-    if not hasattr(model, "set_input_size"):
-        raise UserError(f"data.image_size: {list(image_size_hw)} must be {list(native_hw)} for encoder.name {name}")
-    model.set_input_size(img_size=image_size_hw, **_window_sizes(model))
+    if model.pretrained_cfg.get("fixed_input_size", False) and _native(model) != list(image_size_hw):
+        model.set_input_size(img_size=image_size_hw, **_window_sizes(model))
 
 
 def _window_sizes(model: nn.Module) -> dict[str, Any]:

@@ -38,12 +38,18 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
             reporter.say(line)
         if resumed is not None and from_first(lambda: find_checkpoint(folder.checkpoints) is None):
             writer.save(trainer.engine, _state_of(trainer))  # another run's: from now on this folder stands by itself
+        if trainer.step < steps:
+            reporter.say(
+                f"step {trainer.step + 1} begins; the first one takes longer, as loaders start and memory is made"
+            )
         while trainer.step < steps:
             reporter.observe(trainer.train_step())
             at_end, stopping = trainer.step == steps, _asked_to_stop(folder, writer)
             evaluating = _due(trainer.step, config.evaluate_every) and not at_end and not stopping
             if trainer.step % config.log_every == 0 or trainer.step == 1 or at_end:
                 reporter.log()
+            else:
+                reporter.keep_alive()
             # Saved first: whatever may go wrong in an evaluation, the training is not lost.
             if at_end or stopping or evaluating or _due(trainer.step, config.checkpoint_every):
                 writer.save(trainer.engine, _state_of(trainer))

@@ -18,11 +18,14 @@ from fgmoe_dist.tracking.recorder import Recorder
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.training.trainer import StepReport, Trainer, mean_over_ranks
 
+SILENCE_SECONDS = 30  # after which a run whose log lines are far apart says where it stands
+
 
 class Reporter:
     def __init__(self, trainer: Trainer, folder: RunFolder, recorder: Recorder):
         self.trainer, self.folder, self.recorder = trainer, folder, recorder
         self.started, self.first_step = time.monotonic(), trainer.step
+        self.spoke = self.started  # when the last line on a step was said
         self.report: StepReport | None = None  # of the latest step
         self.steps, self.seconds, self.wait_seconds = 0, 0.0, 0.0  # since the last log line
         self.counts: dict[str, Tensor] = {}  # summed since the last evaluation
@@ -45,6 +48,7 @@ class Reporter:
         Losses are the latest step's, exactly; speed is that of all steps since the last line.
         """
         losses = mean_over_ranks(self.report.losses)
+        self.spoke = time.monotonic()
         if not self.trainer.ranks.is_first:
             return
         step, steps = self.trainer.step, self.trainer.config.train.steps
@@ -59,6 +63,13 @@ class Reporter:
             f"step {step}/{steps}  loss {losses['total']:.4f}  {tasks}  |  {metrics['images_per_second']:.1f} images/s,"
             f" waiting for data {metrics['data_wait_fraction']:.0%}, {clock(pace * (steps - step))} left"
         )
+
+    def keep_alive(self) -> None:
+        """A line between those of `log`, where it is the first of this start or the last one is long ago."""
+        step = self.trainer.step
+        if step == self.first_step + 1 or time.monotonic() - self.spoke > SILENCE_SECONDS:
+            self.spoke = time.monotonic()
+            self.say(f"step {step}/{self.trainer.config.train.steps}, {self.report.seconds:.1f} s per step")
 
     def evaluated(self, scores: Scores, constant_scores: Scores) -> None:
         """Records and prints the scores of this step, whose panels are drawn; draws what the decoder counted."""

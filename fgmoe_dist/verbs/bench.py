@@ -1,11 +1,16 @@
-"""Time one part of the system beside the usual way to do the same."""
+"""Time one part of the system beside the usual way to do the same.
+
+fgmoe bench moe --json moe.json
+fgmoe bench machine --json machine.json
+fgmoe bench step --config configs/demo.yaml --ranks 1 2 --against machine.json experts.split=8
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-from fgmoe_dist.arguments import add_json, check_outputs
+from fgmoe_dist.arguments import add_json, add_verb, check_outputs
 from fgmoe_dist.files import write_json
 
 # Each module offers `add_arguments(parser)` and `run(args) -> figures`.
@@ -19,11 +24,13 @@ BENCHES = {
     "plan": ("fgmoe_dist.benches.plan", "the error of fgmoe plan on this machine"),
 }
 
+EXAMPLES = {"step": " --config configs/demo.yaml --ranks 1 2", "machine": " --ranks 1 2", "plan": " --ranks 1 2"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(dest="bench", required=True, metavar=" | ".join(BENCHES))
     for name, (module, what) in BENCHES.items():
-        one = benches.add_parser(name, help=what, description=what)
+        one = add_verb(benches, name, what, f"fgmoe bench {name}{EXAMPLES.get(name, '')} --json {name}.json")
         importlib.import_module(module).add_arguments(one)
         add_json(one)
 

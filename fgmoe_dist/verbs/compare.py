@@ -2,6 +2,10 @@
 
 Takes run folders, folders of run folders, or (with --experiment) the runs of an MLflow experiment. Prints a
 Markdown table with a column for each run, the best score in bold.
+
+fgmoe compare runs
+fgmoe compare runs/a runs/b --all-metrics --markdown table.md
+fgmoe compare --experiment demo --uri http://tracking:5000
 """
 
 from __future__ import annotations

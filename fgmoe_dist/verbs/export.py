@@ -24,6 +24,7 @@ from fgmoe_dist.arguments import add_checkpoint, add_json, add_output, check_out
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export import FORMATS
 from fgmoe_dist.files import whole_file, write_json
+from fgmoe_dist.progress import tell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,14 +56,17 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.export.verify import differences
     from fgmoe_dist.export.write import check_can_export, convert_model
 
+    tell(f"loading {args.checkpoint} and the encoder's weights ...")
     model, _, state = load_model(args.checkpoint, kernel="reference")
     model = model.float()
     check_can_export(model, state, args.format)
     started = time.perf_counter()
+    tell(f"converting step {state.step} to {args.format}{LENGTHS[args.format]} ...")
     write = convert_model(model, state, args.format)
     with contextlib.suppress(_Differs), _blaming(args.output), whole_file(args.output) as beside:
         write(beside)
         seconds = time.perf_counter() - started
+        tell("running the file in a fresh process, without DeepSpeed, and comparing it with the model ...")
         found = differences(model, args.format, beside)
         worst = max(difference.relative for difference in found.values())
         if worst > args.tolerance:
@@ -79,6 +83,10 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit(1)
     size = args.output.stat().st_size / 2**20
     print(f"{args.format} of step {state.step}, {size:.1f} MiB, in {seconds:.0f} s: {args.output}")
+
+
+# How long a conversion takes, where it is not over at once.
+LENGTHS = {"safetensors": "", "pt2": ", which takes a minute or so", "onnx": ", which takes some minutes"}
 
 
 class _Differs(Exception):

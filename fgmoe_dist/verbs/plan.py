@@ -2,6 +2,9 @@
 
 Needs neither GPUs nor data nor weights. Memory and bytes follow from the configuration; seconds from a profile of the
 machine, which `fgmoe bench machine --json FILE` measures. Routing is taken to be even, unless --imbalance says more.
+
+fgmoe plan --config configs/pascal_vitl.yaml --nodes 4 --gpus-per-node 8
+fgmoe plan --config configs/nyud_vitb.yaml --gpus-per-node 2 --machine machine.json experts.split=8 experts.top_k=8
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgmoe_dist.arguments import add_config, add_json, check_outputs
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.progress import tell
 
 if TYPE_CHECKING:
     from rich.columns import Columns
@@ -83,6 +87,7 @@ def _check(args: argparse.Namespace) -> None:
 def _count(config: Config) -> Counts:
     from fgmoe_dist.planning.trace import count
 
+    tell("counting the operations of a micro-batch, which takes some seconds ...")
     return count(config)
 
 

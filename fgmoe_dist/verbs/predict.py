@@ -2,6 +2,9 @@
 
 Writes OUTPUT/<task>/<id>.png|npy at each image's own resolution, in the formats `fgmoe score` reads, and
 OUTPUT/panels/<id>.png. The id is the file's name without its suffix.
+
+fgmoe predict --checkpoint runs/demo --input photographs --output predictions
+fgmoe predict --checkpoint runs/demo --input a.jpg --output predictions --no-panels
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """Render the built-in data set of rooms into the folder layout of NYUDv2 or PASCALContext.
 
 Same arguments, same bytes, whatever the number of workers; an interrupted run goes on where it stopped.
+
+fgmoe rooms --layout nyud --out data/rooms --train 320 --val 60 --seed 1
+fgmoe rooms --layout pascal --out data/pascal_rooms --train 100 --val 20 --size 375x500
 """
 
 import argparse

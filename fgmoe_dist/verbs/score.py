@@ -13,12 +13,12 @@ fgmoe score --shards data/nyud/val --predictions out/ --tasks edge --baseline si
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from fgmoe_dist.arguments import add_json, add_output, check_outputs
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.machine import cores
 from fgmoe_dist.outputs import REPORT
 
 
@@ -36,18 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR", help="folder of <task>/<id>.png|npy")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: every task with a folder of predictions")
     parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one per line")
-    parser.add_argument("--workers", type=int, default=_cores(), metavar="W", help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=cores(), metavar="W", help="processes (default: all cores)")
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="scores of single-task models (as --json writes) for delta_m"
     )
     add_json(parser, "{task: {metric: value}}")
     add_output(parser, "--details", metavar="FILE", help="write per-class and per-image figures as JSON")
     add_output(parser, "--report", REPORT, metavar="DIR", help="write DIR/index.html: figures, charts, images")
-
-
-def _cores() -> int:
-    """Those this process may use: a batch system often grants fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(args: argparse.Namespace) -> None:

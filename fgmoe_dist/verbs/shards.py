@@ -4,7 +4,11 @@
 `build` turns a NYUDv2 or PASCALContext archive, rendered rooms in either layout, or a data set of your own that a YAML
 file describes, into WebDataset shards; `verify` reads a set again and names what is wrong; `dump` writes one sample's
 labels as .npy files; `features` writes what the frozen encoder makes of augmented views, so that training need not run
-it.
+it. Each explains itself: `fgmoe shards build --help`.
+
+fgmoe shards check --dataset nyud --root /archives/NYUDv2
+fgmoe shards build --dataset nyud --root /archives/NYUDv2 --split train --out data/nyud/train
+fgmoe shards verify data/nyud/train
 """
 
 from __future__ import annotations
@@ -12,19 +16,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fgmoe_dist.arguments import add_config, add_json, add_output, check_outputs
+from fgmoe_dist.arguments import add_config, add_json, add_output, add_verb, check_outputs
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
+from fgmoe_dist.machine import cores
 from fgmoe_dist.outputs import DUMPED, SHARDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="action", required=True, metavar="check | build | verify | dump | features")
-    _add_check(verbs.add_parser("check", help="look at a data set on disk before any build: is it whole?"))
-    _add_build(verbs.add_parser("build", help="write one split of an archive as shards"))
-    _add_verify(verbs.add_parser("verify", help="read all shards of a set again and name what is wrong"))
-    _add_dump(verbs.add_parser("dump", help="write one sample's labels as .npy files"))
-    _add_features(verbs.add_parser("features", help="write the frozen encoder's features, to train on without it"))
+    for name, (add, what, examples) in ACTIONS.items():
+        add(add_verb(verbs, name, what, examples))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,7 +57,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", required=True, metavar="train|val", help="which id list of the data set")
     add_output(parser, "--out", SHARDS, required=True, metavar="DIR", help="folder of the shards and index.json")
     parser.add_argument("--images", type=Path, metavar="FILE", help="build only the ids in this file, one per line")
-    parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default 1)")
+    parser.add_argument("--workers", type=int, default=cores(), metavar="W", help="processes (default: all cores)")
     parser.add_argument(
         "--samples-per-shard", type=int, default=8, metavar="N", help="samples per shard (default 8: 6 to 20 MB)"
     )
@@ -93,6 +95,37 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f"{report.root}: {len(report.faults)} faults, listed above; docs/archives.md says what it holds"
         )
+
+
+ACTIONS = {
+    "check": (
+        _add_check,
+        "look at a data set on disk before any build: is it whole?",
+        "fgmoe shards check --dataset nyud --root /archives/NYUDv2",
+    ),
+    "build": (
+        _add_build,
+        "write one split of an archive as shards",
+        "fgmoe shards build --dataset nyud --root /archives/NYUDv2 --split train --out data/nyud/train\n"
+        "fgmoe shards build --dataset mine.yaml --split val --out data/mine/val",
+    ),
+    "verify": (
+        _add_verify,
+        "read all shards of a set again and name what is wrong",
+        "fgmoe shards verify data/nyud/train",
+    ),
+    "dump": (
+        _add_dump,
+        "write one sample's labels as .npy files",
+        "fgmoe shards dump --shards data/nyud/val --id 0001 --out look",
+    ),
+    "features": (
+        _add_features,
+        "write the frozen encoder's features, to train on without it",
+        "fgmoe shards features --config configs/nyud_vitb.yaml --out data/nyud/features --views 8\n"
+        "fgmoe shards features --config configs/nyud_vitb.yaml --out data/nyud/features encoder.precision=bf16",
+    ),
+}
 
 
 def _build(args: argparse.Namespace) -> None:
