@@ -4,10 +4,10 @@ A run folder has everything; what the store lacks is sent, and nothing twice. A 
 could note it (SIGKILL, a power cut) says RUNNING; where its process is known to be dead it becomes KILLED, and where
 that cannot be known from here, with --ended.
 
-fgmoe sync runs                                          every run in runs/, each to the store it was trained with
-fgmoe sync runs/a runs/b --uri http://tracking:5000      copied from a cluster without a network
-fgmoe sync runs/a --uri sqlite:///all.db --experiment b  into another store, under another experiment
-fgmoe sync runs/a --ended                                says RUNNING, but the node that it ran on is gone
+fgmoe sync runs                                           every run in runs/, each to the store it was trained with
+fgmoe sync runs/a runs/b --uri http://tracking:5000       copied from a cluster without a network
+fgmoe sync runs/a --uri sqlite:///all.db --experiment b   into another store, under another experiment
+fgmoe sync runs/a --ended                                 says RUNNING, but the node that it ran on is gone
 """
 
 from __future__ import annotations

@@ -54,7 +54,9 @@ def test_a_label_counts_where_it_has_a_valid_pixel(kitchen):
 
 
 def test_a_task_without_any_label_is_no_task(kitchen):
-    with pytest.raises(UserError, match="none of the first 2 images has a label for sal; correct the patterns"):
+    first = [id_ for shard in kitchen.shards for id_ in shard.ids][:2]
+    none = ", ".join(task for task, id_ in (("depth", "a"), ("sal", "c")) if id_ not in first)
+    with pytest.raises(UserError, match=f"none of the first 2 images has a label for {none}; correct the patterns"):
         count_labels(kitchen, create_tasks(["depth", "sal"], kitchen), most=2)
 
 
