@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fgmoe_dist import __version__, plugins
-from fgmoe_dist.arguments import add_plugin
+from fgmoe_dist.arguments import add_plugin, parse, refuse_empty
 
 # In the order of a project's life. A verb's module is imported when it is called, so that help answers at once.
 VERBS = {
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         hint = f"did you mean `fgmoe {near[0]}`?" if near else "`fgmoe --help` lists the verbs"
         print(f"error: fgmoe {verb}: no such verb; {hint}", file=sys.stderr)
         sys.exit(2)
+    _or_end(refuse_empty, argv[1:])
     arguments = _or_end(plugins.take, argv[1:])  # before anything may ask which tasks or decoders there are
     module = importlib.import_module(f"fgmoe_dist.verbs.{verb}")
     parser = argparse.ArgumentParser(
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     module.add_arguments(parser)
     add_plugin(parser)
-    _or_end(module.run, parser.parse_args(arguments))
+    _or_end(module.run, parse(parser, arguments))
 
 
 def _or_end(function: Callable[..., Any], *arguments: Any) -> Any:

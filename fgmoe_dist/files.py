@@ -3,52 +3,107 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
+import stat
+import threading
 from pathlib import Path
-from typing import Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator
 
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import CannotWrite
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PARTIAL = ".part"  # how the name of a file ends that is still being written
-
-
-def check_writable(path: Path, option: str) -> None:
-    """Raise `UserError` if `path` cannot become a file; before the work rather than after it."""
-    if path.is_dir() or not path.parent.is_dir():
-        fault = "is a folder" if path.is_dir() else f"lies in no folder: make {path.parent}, or"
-        raise UserError(f"{option} {path} {fault}{';' if path.is_dir() else ''} name another file")
+_LONG_NAME = 200  # bytes; file systems take 255, and a name beside it is longer
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to: on the way out that file is flushed to disk and takes `path`'s place.
 
-    After an error nothing has changed. Makes the parent folder. The process id in the name keeps two writers in one
-    folder apart; a process that is killed leaves a hidden `.part` file, which nobody takes for the real one.
+    After an error nothing has changed; CannotWrite where it was the disk's. Makes the parent folder. Process and thread
+    in the name keep two writers in one folder apart; a process that is killed leaves a hidden `.part` file, which
+    nobody takes for the real one. A link stays a link, and a device such as /dev/stdout is written to as it is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    beside = None
     try:
+        if _is_special(path):
+            yield path
+            return
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(target)
         yield beside
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(beside, target)
+    except OSError as error:
+        raise cannot_write(error, path) from error
     finally:
-        beside.unlink(missing_ok=True)
+        if beside is not None:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether `path` is a device or a pipe, which nothing may take the place of."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _beside(path: Path) -> Path:
+    name = os.fsencode(path.name)
+    word = path.name if len(name) <= _LONG_NAME else hashlib.sha256(name).hexdigest()
+    return path.with_name(f".{word}.{os.getpid()}-{threading.get_native_id()}{PARTIAL}")
+
+
+def cannot_write(error: OSError, path: Path) -> CannotWrite:
+    """`error`, met while writing `path`, as the user is to read it."""
+    if isinstance(error, CannotWrite):
+        return error
+    return CannotWrite(error.errno or 0, error.strerror or str(error), str(path))
 
 
 def write_atomically(path: Path, data: str | bytes) -> Path:
-    """Writes `data` as the whole of `path`, or leaves `path` as it was."""
+    """Writes `data` as the whole of `path`, or leaves `path` as it was and raises CannotWrite."""
     with whole_file(path) as beside:
-        beside.write_bytes(data.encode() if isinstance(data, str) else data)
+        beside.write_bytes(data if isinstance(data, bytes) else data.encode(errors="backslashreplace"))
+    return path
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to `path` by a single write. CannotWrite where that fails; then the last line may be torn."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise cannot_write(error, path) from error
+
+
+def write_png(path: Path, image: np.ndarray) -> Path:
+    """Writes a picture, uint8 `[H, W, 3]` or `[H, W]`, whole."""
+    from PIL import Image
+
+    with whole_file(path) as beside, open(beside, "wb") as file:
+        Image.fromarray(image).save(file, "PNG")
     return path
 
 
 def write_json(path: Path, value: Any) -> Path:
     """Writes nested figures. JSON knows no NaN and no infinity: they become null."""
-    return write_atomically(path, json.dumps(plain(value), indent=2) + "\n")
+    return write_atomically(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """The one way to JSON: what `plain` makes of `value`, so that strict readers take it."""
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
 def plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import UserError, told
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class RankLost(RuntimeError):
 def from_first(look: Callable[[], T]) -> T:
     """What rank 0 finds, on every rank: files, which ranks might see differently, only one of them looks at.
 
-    A UserError there is raised everywhere; anything unforeseen on rank 0, and RankLost on the others.
+    What is the user's to mend is raised everywhere; anything unforeseen on rank 0, and RankLost on the others.
     """
     if not dist.is_initialized():  # a process that is alone
         return look()
@@ -67,9 +67,8 @@ def from_first(look: Callable[[], T]) -> T:
         try:
             box[0] = look()
         except Exception as error:
-            failed = error
-            told = error if isinstance(error, UserError) else RankLost("rank 0 has failed; its own message says why")
-            box[1] = type(told), str(told)
+            failed, line = error, told(error)
+            box[1] = (RankLost, "rank 0 has failed; its own message says why") if line is None else (UserError, line)
     dist.broadcast_object_list(box, src=0)
     if failed is not None:
         raise failed
@@ -166,11 +165,11 @@ def exit_with_error(error: BaseException) -> None:
     """
     text = os.environ.get("RANK", "0")
     rank = int(text) if text.isdecimal() else 0
-    if isinstance(error, UserError):
+    if (line := told(error)) is not None:
         if rank:
             # A mistake that all ranks see is rank 0's to tell; by now the launcher has ended this one.
             time.sleep(3)
-        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
+        print(f"error{f' on rank {rank}' if rank else ''}: {line}", file=sys.stderr)
         code = 2
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1

@@ -12,9 +12,11 @@ import argparse
 import sys
 
 from fgmoe_dist import plugins
-from fgmoe_dist.arguments import add_config, add_plugin
+from fgmoe_dist.arguments import add_config, add_output, add_plugin, check_outputs, parse, refuse_empty
 from fgmoe_dist.config import check_world, load_config, to_yaml
-from fgmoe_dist.ranks import exit_with_error, process_group
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.outputs import RESULTS
+from fgmoe_dist.ranks import exit_with_error, from_first, process_group
 from fgmoe_dist.training.engines import check_engine
 
 
@@ -27,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything, train one step, evaluate one image, print the plan; write nothing",
+        help="check everything, look at the labels, train two steps, evaluate one image, print the plan; write nothing",
+    )
+    add_output(
+        parser, "--pictures", RESULTS, metavar="DIR", help="with --dry-run: draw an augmented batch as DIR/batch.png"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and end")
     parser.add_argument(
@@ -39,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """The whole of a run, on this rank."""
+    if args.pictures and not args.dry_run:
+        raise UserError(
+            f"--pictures {args.pictures}: goes with --dry-run; a run draws train.pictures at its evaluations"
+        )
+    check_outputs(args)
     config = load_config(args.config, args.set)
     if args.print_config:
         print(to_yaml(config), end="")
@@ -50,11 +60,13 @@ def run(args: argparse.Namespace) -> None:
     with process_group() as ranks:
         # Imported here, so that --help, --print-config and mistakes in the configuration answer at once.
         from fgmoe_dist.planning.dry_run import dry_run, trial_engine
+        from fgmoe_dist.tracking.recorder import check_places
         from fgmoe_dist.training.loop import train
         from fgmoe_dist.training.trainer import Trainer
 
+        from_first(lambda: check_places(config.run.dir, config.model_dump(mode="json")))
         if args.dry_run:
-            dry_run(Trainer(config, ranks, engine=trial_engine(config, ranks.world)))
+            dry_run(Trainer(config, ranks, engine=trial_engine(config, ranks.world)), args.pictures)
         else:
             train(Trainer(config, ranks), args.resume)
 
@@ -66,7 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     add_arguments(parser)
     add_plugin(parser)
     try:
-        run(parser.parse_args(plugins.take(sys.argv[1:] if argv is None else argv)))
+        arguments = sys.argv[1:] if argv is None else argv
+        refuse_empty(arguments)
+        run(parse(parser, plugins.take(arguments)))
     except BaseException as error:
         exit_with_error(error)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +16,13 @@ from pydantic_core import PydanticUndefined
 from fgmoe_dist.config import Config, build_config, check_world, load_config, to_yaml
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.settings import Section, flatten, known_keys
+from fgmoe_dist.yaml_files import parse_yaml
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted(
+    path
+    for folder in (".", "decoders")
+    for path in (Path(__file__).resolve().parents[1] / "configs" / folder).glob("*.yaml")
+)
 
 
 def write(path: Path, **values) -> Path:
@@ -74,6 +82,11 @@ def test_a_circle_is_refused(tmp_path):
         ("train:\n", "train=None"),
         ("1: 2\n", "1"),
         ("\x00", "no valid YAML"),
+        ("train: {lr: 1}\ntrain: {steps: 5}\n", "train is given twice (lines 1 and 2); keep one"),
+        ("train: {lr: 1, lr: 2}\nrun: {name: a, name: a}\n", "train.lr is given twice"),
+        ("train: {steps: 1:30}\n", "train.steps='1:30': input should be a valid integer"),
+        ("train: {steps: 2024-01-01}\n", "train.steps='2024-01-01'"),
+        ("run: {name: 2024}\n", "in quotes it is one"),
     ],
 )
 def test_a_file_that_is_none(tmp_path, text, said):
@@ -88,6 +101,17 @@ def test_an_empty_file_is_all_defaults(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("")
     assert load_config(path) == Config()
+
+
+def test_words_of_a_file_are_taken_as_they_are_written(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("run: {name: 010, seed: 010}\ntrain: {lr: 1e-3, steps: 1_000, clip_norm: 010}\n"
+                    "tracking: {experiment: 2024-01-01}\nexperts: {renormalise: yes, kernel: auto}\n")  # fmt: skip
+    config = load_config(path, ["data.train=no", "train.loss_weights.depth=1e1"])
+    assert (config.run.name, config.run.seed, config.tracking.experiment) == ("010", 10, "2024-01-01")
+    assert (config.train.lr, config.train.steps, config.train.clip_norm) == (1e-3, 1000, 10)
+    assert config.experts.renormalise is True and config.data.train == "no"
+    assert config.train.loss_weights == {"depth": 10}
 
 
 # Overrides
@@ -120,6 +144,8 @@ def test_overrides_are_read_as_yaml_and_come_last(tmp_path):
         ("train.steps=many", "train.steps='many'"),
         ("train.lr=.nan", "train.lr"),
         ("train.clip_norm=.inf", "train.clip_norm"),
+        ("train.loss_weights={edge: 1, edge: 2}", "edge is given twice"),
+        ("run.dir=", "run.dir='': is empty"),
     ],
 )
 def test_a_wrong_override_is_named(tmp_path, override, said):
@@ -177,6 +203,76 @@ def test_settings_that_contradict(values, said):
     assert said in mistakes(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        # What a faulty value's default would contradict is nobody's mistake.
+        ({"data": {"image_size": 224}, "decoder": {"stride": 7}}, "data.image_size=224: give a list of 2 values, as"),
+        ({"data": {"image_size": [224]}, "decoder": {"stride": 7}}, "data.image_size=[224]: give a list of 2 values"),
+        ({"data": {"image_size": [1, 2, 3]}, "decoder": {"stride": 7}}, "data.image_size=[1, 2, 3]: give a list of 2"),
+        ({"data": {"image_size": [224, "x"]}, "decoder": {"stride": 7}}, "data.image_size.1='x': input should be a"),
+        ({"data": {"image_size": [154, 154]}, "decoder": {"stride": "seven"}}, "decoder.stride='seven'"),
+        ({"data": {"image_size": [154, 154]}, "decoder": {"strid": 7}}, "did you mean decoder.stride?"),
+        ({"data": {"scale_range": 1.5}}, "data.scale_range=1.5: give a list of 2 values, as in [0.5, 2.0]"),
+        ({"experts": {"count": "two", "top_k": 20}}, "experts.count='two'"),
+        ({"experts": {"split": 0, "hidden": 6}}, "experts.split=0"),
+        ({"experts": {"groups": -1, "max_ranks_per_token": 1, "top_k": 5}}, "experts.groups=-1"),
+        ({"parallel": {"zero_stage": 9}, "train": {"precision": "bf16"}}, "parallel.zero_stage=9"),
+        ({"parallel": 5, "train": {"precision": "bf16"}}, "parallel=5: is a section, whose keys stand below it"),
+        ({"tasks": "edge", "train": {"loss_weights": dict.fromkeys(Config().tasks, 0)}}, "tasks='edge'"),
+        # Numbers that are none, or that nobody means.
+        ({"train": {"loss_weights": {"edge": -1}}}, "train.loss_weights.edge=-1: input should be greater than"),
+        ({"train": {"loss_weights": {"edge": float("nan")}}}, "train.loss_weights.edge=nan: input should be a finite"),
+        ({"train": {"loss_weights": [1, 2]}}, "train.loss_weights=[1, 2]: give a mapping"),
+        ({"train": {"loss_weights": dict.fromkeys(Config().tasks, 0)}}, "nothing would be learnt"),
+        ({"train": {"steps": True}}, "train.steps=True: give a number, not a truth value"),
+        ({"encoder": {"taps": [1, True]}}, "encoder.taps=[1, True]: give a number"),
+        ({"train": {"loss_weights": {"edge": True}}}, "train.loss_weights: give a number"),
+        ({"experts": {"renormalise": "perhaps"}}, "experts.renormalise='perhaps': give true or false"),
+        ({"run": {"seed": 2**64}}, "run.seed=18446744073709551616: input should be less than"),
+        ({"run": {"name": 42}}, "run.name=42: input should be a valid string; in quotes it is one"),
+        ({"run": {"name": "a\0b"}}, "a text holds no NUL character"),
+        ({"run": {"dir": ""}}, "run.dir='': is empty; give it a value"),
+        ({"encoder": {"name": ""}}, "encoder.name='': is empty"),
+        ({"train": {"lr": 10**400}}, "train.lr="),
+        ({"encoder": {"taps": [-1]}}, "encoder.taps.0=-1"),
+        *(
+            ({section: {key: 10**18}}, f"{section}.{key}=1000000000000000000: input should be less than")
+            for section, keys in {
+                "train": "steps batch_size micro_batch_size log_every checkpoint_every pictures keep_checkpoints",
+                "experts": "count split hidden top_k shared global_experts groups max_ranks_per_token",
+                "data": "workers views", "decoder": "channels stride blocks mixer_depth adapter_rank",
+                "parallel": "ep_size",
+            }.items()
+            for key in keys.split()
+        ),
+        ({"data": {"image_size": [10**9, 448]}}, "data.image_size.0=1000000000: input should be less"),
+        ({"data": {"scale_range": [1e-9, 1]}}, "data.scale_range.0=1e-09: input should be greater"),
+    ],
+)  # fmt: skip
+def test_one_mistake_is_told_once_and_nothing_else_is_blamed(values, said):
+    found = mistakes(values)
+    assert found.startswith(said) or said in found.split(": 2 mistakes: ")[-1]
+    assert "; train" not in found and "; data" not in found and "; decoder" not in found and "; experts" not in found
+
+
+def test_a_rule_that_a_faulty_value_does_not_touch_is_told_too():
+    said = mistakes({"data": {"image_size": 224}, "experts": {"hidden": 100, "split": 3, "top_k": 13}})
+    assert "3 mistakes" in said and "hidden=100 is not divisible" in said and "top_k=13 exceeds the 12" in said
+
+
+def test_the_command_line_gives_no_weight_to_a_loss_that_is_not_there(tmp_path):
+    path = write(tmp_path / "a.yaml", train={"loss_weights": {"edge": 50, "depth": 1}})
+    config = load_config(path, ["tasks=[depth]"])
+    assert config.train.loss_weights == {"edge": 50, "depth": 1}, "a file for all tasks serves one of them"
+    with pytest.raises(
+        UserError, match="2 mistakes.*train.loss_weights.edge=5: edge is none of tasks=.'depth'.*no NUL"
+    ):
+        load_config(path, ["tasks=[depth]", "train.loss_weights.edge=5", "run.name=a\0b"])
+    with pytest.raises(UserError, match="train.loss_weights.egde='egde': no such task; did you mean edge"):
+        load_config(path, ["tasks=[depth]", "train.loss_weights.egde=5"])
+
+
 @pytest.mark.parametrize("key", ["max_ranks_per_token", "device_balance_weight"])
 def test_groups_of_experts_are_written_down_where_they_matter(key):
     """A checkpoint read by one process routes as the ranks did that wrote it."""
@@ -215,10 +311,10 @@ def test_the_ranks_must_fit():
 
 @settings(deadline=None)
 @given(
-    name=st.text(st.characters(blacklist_categories=("Cs",)), max_size=20),
+    name=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20).filter(str.strip),
     lr=st.floats(1e-12, 1e6),
     taps=st.none() | st.lists(st.integers(0, 40)),
-    weights=st.dictionaries(st.sampled_from(["semseg", "edge"]), st.floats(0, 1e9)),
+    weights=st.dictionaries(st.sampled_from(["semseg", "edge"]), st.floats(1e-9, 1e9)),
     folder=st.text(st.characters(whitelist_categories=("L", "N", "P", "Zs")), min_size=1),
 )
 def test_what_is_printed_reads_back(name, lr, taps, weights, folder):
@@ -228,6 +324,7 @@ def test_what_is_printed_reads_back(name, lr, taps, weights, folder):
     }  # fmt: skip
     config = build_config(values)
     assert build_config(yaml.safe_load(to_yaml(config))) == config
+    assert build_config(parse_yaml(to_yaml(config), "printed")) == config
 
 
 @settings(deadline=None)
@@ -277,3 +374,59 @@ def test_flat_names_are_those_of_set():
     assert others == {"train.loss_weights", "experts.balance_losses"}, "empty mappings have no names"
     weighted = build_config({"train": {"loss_weights": {"depth": 2}}}).model_dump(mode="json")
     assert flatten(weighted) == {**flat, "train.loss_weights.depth": 2.0}
+
+
+MAY_BE_EMPTY = {"data.train", "data.val", "tracking.uri"}
+
+
+def texts(model, above=""):
+    """Keys that hold text, or a list of it."""
+    for name, field in model.model_fields.items():
+        if issubclass_of_section(field.annotation):
+            yield from texts(field.annotation, f"{above}{name}.")
+        elif field.annotation in (str, Path) or (
+            get_origin(field.annotation) is list and str in get_args(field.annotation)
+        ):
+            yield f"{above}{name}", field.annotation
+
+
+@pytest.mark.parametrize("key", [key for key, _ in texts(Config)])
+def test_an_empty_path_or_name_is_refused(key):
+    kind = dict(texts(Config))[key]
+    for text in ("", " ", "\t"):
+        values: dict = {}
+        *above, leaf = key.split(".")
+        section = values
+        for name in above:
+            section = section.setdefault(name, {})
+        section[leaf] = [text] if get_origin(kind) is list else text
+        if key in MAY_BE_EMPTY:
+            build_config(values)
+        else:
+            with pytest.raises(UserError, match=re.escape(key)):
+                build_config(values)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("run.dir=", "run.dir='': is empty"),
+        ("run.dir=~/runs/a", "begins with ~"),
+        ("run.name=", "run.name='': is empty"),
+        ('run.dir="a\\0b"', "null character"),
+        ("run.seed=18446744073709551616", "should be less than 18446744073709551616"),
+        ("run.seed=-1", "greater than or equal to 0"),
+        ("run.seed=1e400", "run.seed"),
+    ],
+)
+def test_what_no_run_can_be_named_or_seeded_by(tmp_path, override, told):
+    (tmp_path / "a.yaml").write_text("{}")
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_config(tmp_path / "a.yaml", [override])
+
+
+def test_the_largest_seed_is_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("{}")
+    config = load_config(tmp_path / "a.yaml", ["run.seed=18446744073709551615"])
+    torch.manual_seed(config.run.seed)
+    assert build_config(yaml.safe_load(to_yaml(config))) == config

@@ -12,8 +12,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fgmoe_dist"
 
 # From the ground up. Those in one line know nothing of each other.
 LAYERS = """
-    errors compat precision settings arguments machine
-    files plugins progress ranks
+    errors compat precision settings machine
+    files plugins progress ranks yaml_files
+    outputs
+    arguments
     metrics drawing
     rooms labels
     tasks

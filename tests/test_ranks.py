@@ -1,10 +1,10 @@
-"""What rank 0 finds, every rank gets; where it fails, every rank fails. What the environment says of a rank is checked."""
+"""What rank 0 finds, every rank gets; where it fails, every rank fails. What the environment says is checked."""
 
 from __future__ import annotations
 
 import pytest
 
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import CannotWrite, UserError
 from fgmoe_dist.ranks import RankLost, from_first, read_environment
 from tests.ranks import run_ranks
 
@@ -70,3 +70,9 @@ def test_an_environment_that_cannot_be_meant_is_told_in_one_line(change, message
     with pytest.raises(UserError, match=message) as caught:
         read_environment(values)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_rank_0_cannot_write_is_every_ranks_user_error():
+    error = CannotWrite(28, "No space left on device", "/x")
+    line = "/x: cannot be written (No space left on device); make room there, or name another place"
+    assert run_ranks(2, ask, error, timeout=60) == [(CannotWrite, line), (UserError, line)]

@@ -29,7 +29,7 @@ def main() -> None:
         matched.append(int((pair_HW > 0).sum()))
     seconds = time.process_time() - start
     versions = {"pyEdgeEval": version("pyEdgeEval"), "numpy": np.__version__, "python": platform.python_version()}
-    print(json.dumps({"matched": matched, "seconds": seconds, "versions": versions}))
+    print(json.dumps({"matched": matched, "seconds": seconds, "versions": versions}, allow_nan=False))
 
 
 if __name__ == "__main__":

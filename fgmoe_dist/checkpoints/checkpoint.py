@@ -15,6 +15,7 @@ checkpoint, only its name and checksum. safetensors holds no code, so nothing is
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional
@@ -26,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fgmoe_dist.checkpoints.engine import MOMENTS, Engine, OptimizerState
-from fgmoe_dist.checkpoints.folder import WHOLE, CheckpointState, find_checkpoint, read_state
+from fgmoe_dist.checkpoints.folder import WHOLE, CheckpointState, find_checkpoint, read_state, stale_pointer
 from fgmoe_dist.config import Config, build_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.backends import BACKENDS
@@ -34,6 +35,8 @@ from fgmoe_dist.experts.backends.base import LogicalExpert, RoutedExperts
 from fgmoe_dist.experts.backends.fused import ROUTER_WEIGHTS
 from fgmoe_dist.experts.groups import copy_rank, ep_rank, is_expert_parameter
 from fgmoe_dist.model import Model, create_model
+
+log = logging.getLogger(__name__)
 
 KINDS = ("weight", *MOMENTS)
 
@@ -131,6 +134,8 @@ def load_model(path: Path, kernel: str = "auto") -> tuple[Model, Config, Checkpo
     UserError if there is no checkpoint, or the encoder's weights are not those it was trained on.
     """
     checkpoint = find_checkpoint(Path(path))
+    if checkpoint is not None and (stale := stale_pointer(checkpoint.parent)):
+        log.warning("%s/latest names %s, which is not there; taken is %s", checkpoint.parent, stale, checkpoint.name)
     if checkpoint is None:
         raise UserError(
             f"--checkpoint {path}: no checkpoint there; name a run folder or one of its checkpoints/step-... folders"

@@ -1,6 +1,7 @@
 """The folder of a run's checkpoints: which are whole, latest and best, what each says of itself, which may go.
 
-    checkpoints/latest, best          small files that name a folder
+    checkpoints/latest, best          small files that name a folder; hints, which may be stale or gone. `latest` says
+                                      `none` where a run has left all that is there for another run's checkpoint
     checkpoints/step-00000120/        a whole checkpoint
     checkpoints/.step-00000160.partial/   one being written, or left by a run that died: no reader looks at it
 
@@ -10,16 +11,25 @@ Only rank 0 changes names here. What lies in a checkpoint beside `state.json` is
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
+from pydantic import TypeAdapter, ValidationError
+
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.files import write_atomically
+from fgmoe_dist.files import to_json, write_atomically
 
 FORMAT = 1
+POINTERS = ("latest", "best")
+ABANDONED = "none"
+
+_NAME, _PARTIAL = re.compile(r"step-\d{8,}"), re.compile(r"\.step-\d{8,}(\.old)?\.partial")
+_NO_MERIT = (0, -math.inf)
 
 # What a configuration becomes for a model that is whole on one process and only predicts.
 WHOLE = {
@@ -42,7 +52,9 @@ class CheckpointState:
     world: int
     ep_size: int
     zero_stage: int
+    # How good it is, higher being better, over `scored` tasks (0: all): those whose headline was a number.
     score: Optional[float] = None
+    scored: int = 0
     # Names of the buffers it holds. One that the model has and this list has not came into the model later.
     buffers: list[str] = field(default_factory=list)
     # Of the weighting method: its `kind` and what it has to remember. Empty in checkpoints from before there were any.
@@ -55,37 +67,70 @@ class CheckpointState:
         """The configuration it was trained with, some values of some sections changed, later changes last."""
         changed = dict(self.config)
         for change in changes:
-            changed.update({section: {**changed[section], **values} for section, values in change.items()})
+            for section, values in change.items():
+                if isinstance(below := changed.get(section, {}), dict):  # else the reader of the configuration says so
+                    changed[section] = {**below, **values}
         return changed
 
 
 def read_state(checkpoint: Path) -> CheckpointState:
     """`state.json` of a checkpoint. UserError if it cannot be read, or is of another format."""
     try:
-        values = json.loads((checkpoint / "state.json").read_text())
+        text = (checkpoint / "state.json").read_text()
+        values = json.loads(text)
         if values.get("format") != FORMAT:
             raise UserError(
                 f"checkpoint {checkpoint}: format {values.get('format')}; this version reads format {FORMAT}"
             )
-        return CheckpointState(**values)
+        state = TypeAdapter(CheckpointState).validate_json(text, strict=True)
+        # NaN is no number to compare by; it was written so before there was null.
+        return state if _is_number(state.score) else replace(state, score=None)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
+        what = str(error)
+        if isinstance(error, ValidationError):
+            what = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise UserError(
-            f"checkpoint {checkpoint}: state.json cannot be read ({error}); name another checkpoint"
+            f"checkpoint {checkpoint}: state.json cannot be read ({what}); name another checkpoint"
         ) from None
 
 
 def find_checkpoint(path: Path) -> Optional[Path]:
-    """The checkpoint that `path` means: one itself, a `checkpoints` folder, or a run folder. None if there is none."""
+    """The checkpoint that `path` means: one itself, `latest` or `best`, a `checkpoints` folder, or a run folder.
+
+    Of a folder the one that `latest` names, which a run may have gone back to; where that is not whole, the newest
+    before it; where `latest` says nothing, the newest that is whole. None if there is none.
+    """
+    if path.name in POINTERS and path.is_file():
+        return _pointed(path.parent, path.name)
     for folder in (path, path / "checkpoints"):
         if (folder / "state.json").is_file():
             return folder
-        for pointer in ("latest", "best"):
-            found = _pointed(folder, pointer)
-            if found is not None and (found / "state.json").is_file():
-                return found
+        latest = _pointed(folder, "latest")
+        if _read_pointer(folder, "latest") == ABANDONED or (latest is not None and _is_whole(latest)):
+            return latest
+        whole = [found for found in all_checkpoints(folder) if _is_whole(found)]
+        before = [found for found in whole if latest is not None and found.name <= latest.name]
+        if whole:
+            return max(before or whole)
     return None
+
+
+def stale_pointer(folder: Path) -> Optional[str]:
+    """What `latest` names, where no whole checkpoint of this name is there."""
+    latest = _pointed(folder, "latest")
+    return None if latest is None or _is_whole(latest) else latest.name
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Those of a folder by step, whole or not; what else a person keeps beside them is not ours."""
+    return sorted(found for found in folder.glob("step-*") if _NAME.fullmatch(found.name) and found.is_dir())
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether it has its name from `publish`: what says what it is comes last. It may have been damaged since."""
+    return (checkpoint / "state.json").is_file()
 
 
 def whole_folder(folder: Path, step: int) -> Path:
@@ -101,7 +146,8 @@ def partial_folder(folder: Path, step: int) -> Path:
 def drop_partial(folder: Path) -> None:
     """Removes what a run that died has left half written."""
     for partial in folder.glob(".step-*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
+        if _PARTIAL.fullmatch(partial.name):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def publish(partial: Path, state: CheckpointState, keep: int) -> None:
@@ -110,7 +156,7 @@ def publish(partial: Path, state: CheckpointState, keep: int) -> None:
     Each step is on the disk before the next, so that a power cut finds the old checkpoint or the new one.
     """
     folder, final = partial.parent, whole_folder(partial.parent, state.step)
-    write_atomically(partial / "state.json", json.dumps(asdict(state), indent=1))
+    write_atomically(partial / "state.json", to_json(asdict(state), indent=1))
     _sync(partial)
     abandoned = folder / f".{final.name}.old.partial"
     if final.exists():  # of a branch that a resumed run has left; a moment without it, not the time of removing it
@@ -122,13 +168,19 @@ def publish(partial: Path, state: CheckpointState, keep: int) -> None:
     _prune(folder, keep)
 
 
-def mark_score(checkpoint: Path, score: float) -> None:
-    """Notes in a checkpoint how good it is, higher being better, and calls it `best` if it is. Rank 0 alone."""
+def mark_score(checkpoint: Path, score: Optional[float], scored: int = 0) -> None:
+    """Notes in a checkpoint how good it is, higher being better, and calls it `best` if it is. Rank 0 alone.
+
+    Args:
+        score: over `scored` tasks; one over more tasks is better. None or NaN: nobody can say, and it is not `best`.
+        scored: 0 stands for all tasks.
+    """
     folder = checkpoint.parent
-    if score > _best_score(folder):
+    state = read_state(checkpoint)
+    state = replace(state, score=score if _is_number(score) else None, scored=scored)
+    if _merit(state) > _best_merit(folder, but=checkpoint):
         _point(folder, "best", checkpoint.name)
-    state = replace(read_state(checkpoint), score=score)
-    write_atomically(checkpoint / "state.json", json.dumps(asdict(state), indent=1))
+    write_atomically(checkpoint / "state.json", to_json(asdict(state), indent=1))
 
 
 def rewind(folder: Path, checkpoint: Path) -> None:
@@ -142,8 +194,10 @@ def rewind(folder: Path, checkpoint: Path) -> None:
             (folder / "best").unlink()
         _point(folder, "latest", checkpoint.name)
     else:
-        for pointer in ("latest", "best"):
+        for pointer in POINTERS:
             (folder / pointer).unlink(missing_ok=True)
+        if all_checkpoints(folder):
+            _point(folder, "latest", ABANDONED)
 
 
 def is_in(folder: Path, checkpoint: Path) -> bool:
@@ -156,20 +210,38 @@ def _point(folder: Path, pointer: str, name: str) -> None:
 
 
 def _pointed(folder: Path, pointer: str) -> Optional[Path]:
-    return folder / (folder / pointer).read_text().strip() if (folder / pointer).is_file() else None
+    """The checkpoint that a pointer names, there or not; None for a pointer that names none."""
+    name = _read_pointer(folder, pointer)
+    return folder / name if _NAME.fullmatch(name) else None
 
 
-def _best_score(folder: Path) -> float:
+def _read_pointer(folder: Path, pointer: str) -> str:
+    try:
+        return (folder / pointer).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _is_number(score: Any) -> bool:
+    return isinstance(score, (int, float)) and math.isfinite(score)
+
+
+def _merit(state: CheckpointState) -> tuple[int, float]:
+    """What checkpoints are compared by; `_NO_MERIT` is that of one without a score."""
+    return _NO_MERIT if state.score is None else (state.scored or len(state.tasks), state.score)
+
+
+def _best_merit(folder: Path, but: Path) -> tuple[int, float]:
     best = _pointed(folder, "best")
-    score = read_state(best).score if best is not None and best.is_dir() else None
-    return float("-inf") if score is None else score
+    return _merit(read_state(best)) if best is not None and best != but and _is_whole(best) else _NO_MERIT
 
 
 def _prune(folder: Path, keep: int) -> None:
     # By age and not by step: a run resumed further back has later steps of an abandoned branch beside it.
-    by_age = sorted(folder.glob("step-*"), key=lambda path: path.stat().st_mtime)
+    ours = all_checkpoints(folder)
+    by_age = sorted(ours, key=lambda path: path.stat().st_mtime)
     kept = {*by_age[-keep:], _pointed(folder, "best"), _pointed(folder, "latest")}
-    for old in set(folder.glob("step-*")) - kept:
+    for old in set(ours) - kept:
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
 import yaml
-from pydantic import ValidationError
 
-from fgmoe_dist.config.rules import conflicts, list_problems
+from fgmoe_dist.config.rules import conflicts, idle_weights, list_problems
 from fgmoe_dist.config.schema import BY_KIND, Config, config_class
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.plugins import HINT
-from fgmoe_dist.settings import Section, explain_validation, location
+from fgmoe_dist.settings import Section, explain_validation, location, meant, validate
+from fgmoe_dist.yaml_files import parse_value, read_yaml
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -34,6 +35,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         except UserError as error:
             problems.append(str(error))
     _drop_foreign(of_file, values, changes)
+    problems += idle_weights(changes, values)
     return build_config(values, str(path), problems)
 
 
@@ -47,26 +49,28 @@ def build_config(
 
     `defined_tasks` are those of a data set that need not be there, as that of a checkpoint.
     """
-    problems = list(known_problems)
-    wanted = config_class(*(_settings_of_kind(values, keys, problems) for keys in BY_KIND))
-    try:
-        config = wanted.model_validate(values)
-    except ValidationError as error:
-        problems += explain_validation(error, wanted, "`--print-config` lists them all")
+    problems, dropped = list(known_problems), []
+    wanted = config_class(*(_settings_of_kind(values, keys, problems, dropped) for keys in BY_KIND))
+    config, mistakes = validate(wanted, values)
+    if mistakes:
+        problems += explain_validation(mistakes, wanted, "`--print-config` lists them all")
         # Drop what is faulty so that the remaining fields can still be checked against each other.
-        for entry in error.errors():
-            _drop(values, location(wanted, entry["loc"]))
-        try:
-            config = wanted.model_validate(values)
-        except ValidationError:
-            raise UserError(list_problems(origin, problems)) from None
-    problems += conflicts(config, defined_tasks)
-    if problems:
+        for mistake in mistakes:
+            dropped += [_drop(values, location(wanted, mistake["loc"])), meant(mistake, wanted)]
+        config, mistakes = validate(wanted, values)
+    if config is None:
         raise UserError(list_problems(origin, problems))
+    # What stands in place of a faulty value is nobody's choice: a rule that names it has nothing to say.
+    faulty = list(filter(None, dropped))
+    problems += [line for line in conflicts(config, defined_tasks) if not any(_names(line, key) for key in faulty)]
+    if problems:
+        raise UserError(list_problems(origin, list(dict.fromkeys(problems))))
     return config
 
 
-def _settings_of_kind(values: dict[str, Any], keys: tuple[str, ...], problems: list[str]) -> type[Section]:
+def _settings_of_kind(
+    values: dict[str, Any], keys: tuple[str, ...], problems: list[str], dropped: list[str]
+) -> type[Section]:
     """The settings of the kind that a section names; of an unknown kind nothing else can be checked."""
     known, (owner, section) = BY_KIND[keys], _section(values, keys)
     kind = _kind(keys, section)
@@ -76,6 +80,7 @@ def _settings_of_kind(values: dict[str, Any], keys: tuple[str, ...], problems: l
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     problems.append(f"{'.'.join(keys)}.kind={kind!r}: no such kind; {hint}{HINT}")
     del owner[keys[-1]]
+    dropped.append(".".join(keys))
     return next(iter(known.values())).Settings
 
 
@@ -112,12 +117,8 @@ def _read_inheriting(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise UserError(f"{path}: inherits from itself; break the circle")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise UserError(f"--config {path}: cannot be read ({error.strerror}); name an existing YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is no valid YAML ({' '.join(str(error).split())})") from None
+    values = read_yaml(path, "--config")
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a {type(values).__name__}, not a mapping of sections")
     parent = values.pop("inherits", None)
@@ -152,20 +153,27 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override}: {section} is a value, not a section")
         values = below
     try:
-        values[leaf] = yaml.safe_load(text) if text else ""  # YAML reads nothing as null
-    except yaml.YAMLError:
-        values[leaf] = text
+        values[leaf] = parse_value(text)
+    except UserError as error:
+        raise UserError(f"--set {override}: {error}") from None
 
 
-def _drop(values: Any, location: tuple) -> None:
-    """Removes the innermost mapping entry that `location` leads through."""
-    owner, key = None, None
+def _drop(values: Any, location: tuple) -> str:
+    """Removes the innermost mapping entry that `location` leads through; its key, empty if there is none."""
+    owner, keys = None, []
     for part in location:
         if not isinstance(values, dict) or part not in values:
             break
-        owner, key, values = values, part, values[part]
+        owner, values = values, values[part]
+        keys.append(str(part))
     if owner is not None:
-        del owner[key]
+        del owner[location[len(keys) - 1]]
+    return ".".join(keys)
+
+
+def _names(line: str, key: str) -> bool:
+    """Whether a line names a setting, or one below it."""
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) is not None
 
 
 def _yaml_lines(section: Section, names: Iterable[str], indent: str) -> list[str]:

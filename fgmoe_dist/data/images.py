@@ -5,6 +5,7 @@ Shapes: H x W the photograph's pixels, h x w the fitted ones, SH x SW the networ
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from fgmoe_dist.labels.base import resize
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MOST_ENLARGED = 2.0
+LONGEST_ID = 255 - len(".png")  # bytes; a file system takes no longer name
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -105,7 +107,10 @@ def fit(image_HWC: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, Fi
 
 
 def _image_id(path: Path) -> str:
-    return path.stem.replace(".", "_")
+    id_ = path.stem.replace(".", "_")
+    if len(os.fsencode(id_)) > LONGEST_ID:
+        raise UserError(f"image {path}: its name is too long for predictions beside it (ID.png); shorten it")
+    return id_
 
 
 def _rgb(image: Image.Image, path: Path) -> np.ndarray:

@@ -10,18 +10,43 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fgmoe_dist.errors import UserError, first_line
+
 ALIGNMENT = 64  # bytes; any type may begin there
+SHARED_MEMORY = Path("/dev/shm")  # small in a container: docker gives 64 MiB unless told otherwise
 
 _keys = itertools.count()
 _posts: weakref.WeakValueDictionary[int, Post] = weakref.WeakValueDictionary()
+
+
+@contextlib.contextmanager
+def shared_memory(size: int = 0) -> Iterator[None]:
+    """Where shared memory, `size` bytes of it, cannot be had within: UserError with the cure."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "shared memory" not in str(error):
+            raise
+        raise _too_small(size, first_line(error)) from None
+
+
+def _too_small(size: int, reason: str) -> UserError:
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    wanted = f", {size / 2**20:.0f} MiB are wanted at once" if size else ""
+    return UserError(
+        f"shared memory {SHARED_MEMORY} has {free / 2**20:.0f} MiB free{wanted} ({reason}); give the container more"
+        f" (docker run --shm-size=2g, or --ipc=host), or load without processes: data.workers=0, --workers 0"
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +102,8 @@ class Post:
         number = next((n for n in self.free if len(self.buffers[worker, n]) >= size), None)
         if is_new := number is None:
             number = len(self.buffers)
-            storage = torch.UntypedStorage._new_shared(max(size, 1))
+            with shared_memory(size):
+                storage = torch.UntypedStorage._new_shared(max(size, 1))
             self.buffers[worker, number] = torch.empty(0, dtype=torch.uint8).set_(storage)
         else:
             self.free.remove(number)

@@ -18,10 +18,14 @@ from fgmoe_dist.data import codec
 from fgmoe_dist.data.shard_index import FORMAT
 from fgmoe_dist.data.shardset import INDEX, ShardSet
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.files import write_atomically
+from fgmoe_dist.files import to_json, write_atomically
 from fgmoe_dist.labels import Label
+from fgmoe_dist.outputs import SHARDS
+from fgmoe_dist.outputs import claim as claim_folder
 
 PLAN = "plan.json"  # what an unfinished build in a folder is of; gone once there is an index
+_OF_FILES = ("samples", "fingerprint")  # entries of a plan that a repair of source files changes
+_SHARDS = "*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"
 
 
 class Described(Protocol):
@@ -40,29 +44,40 @@ def is_finished(out: Path, plan: dict) -> bool:
     if not (out / INDEX).is_file():
         return False
     ShardSet.open(out)  # says what is wrong with a damaged index
-    if not _same_source(json.loads((out / INDEX).read_bytes()).get("source", {}), plan):
+    if not _is_same(json.loads((out / INDEX).read_bytes()).get("source", {}), plan, but=("root",)):
         raise UserError(f"{out} already holds other shards: give another --out, or remove that folder")
     return True
 
 
 def claim(out: Path, plan: dict) -> None:
-    """Make `out` ours, or refuse it if another build, or anything else, lives there."""
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / PLAN).is_file():
-        try:
-            same = _same_source(json.loads((out / PLAN).read_bytes()), plan)
-        except ValueError:
-            same = False
-        if not same:
-            raise UserError(f"{out} holds an unfinished build of something else: give another --out, or remove it")
-    elif any(out.glob("*.tar")):
+    """Make `out` ours, or refuse it if another build, or anything else, lives there.
+
+    An unfinished build whose sources have changed since, as where a bad file was repaired, begins again.
+    """
+    if not (out / PLAN).is_file() and any(out.glob("*.tar")):
         raise UserError(f"{out} holds tars without an index: give another --out, or remove them")
-    write_atomically(out / PLAN, json.dumps(plan, indent=1).encode())
+    claim_folder(out, "--out", SHARDS, mark=False)
+    if (out / PLAN).is_file():
+        before = _read_plan(out)
+        if not _is_same(before, plan, but=("root", *_OF_FILES)):
+            raise UserError(f"{out} holds an unfinished build of something else: give another --out, or remove it")
+        if not _is_same(before, plan, but=("root",)):
+            print(f"{out}: the source files have changed since this build was begun; it begins again", flush=True)
+            for shard in (*out.glob(_SHARDS), *out.glob(f"view-*/{_SHARDS}")):
+                shard.unlink()
+    write_atomically(out / PLAN, to_json(plan, indent=1))
 
 
-def _same_source(one: dict, other: dict) -> bool:
-    """An archive that has only moved is the same source."""
-    return {**one, "root": None} == {**other, "root": None}
+def _read_plan(out: Path) -> dict:
+    try:
+        return dict(json.loads((out / PLAN).read_bytes()))
+    except (ValueError, TypeError):
+        return {}
+
+
+def _is_same(one: Mapping, other: Mapping, but: Sequence[str]) -> bool:
+    """Whether two plans are of one set; `root` may differ, as an archive that has only moved is the same source."""
+    return {**one, **dict.fromkeys(but)} == {**other, **dict.fromkeys(but)}
 
 
 def write_shard(path: Path, entries: Iterable[tuple[str, bytes]]) -> None:
@@ -108,6 +123,6 @@ def index(info: Described, split: str, keys: Sequence[str], shards: list[dict], 
 
 def finish(out: Path, index: dict) -> None:
     """The index makes a set whole; what only an unfinished one needs goes."""
-    write_atomically(out / INDEX, json.dumps(index, indent=1).encode())
+    write_atomically(out / INDEX, to_json(index, indent=1))
     for left_over in (out / PLAN, *out.glob(".*.part")):  # a killed builder leaves half a file under another name
         left_over.unlink(missing_ok=True)

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.layouts import Layout
 from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, record, write_shard
 from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, fetch_shard, parse_shard, read_shard
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import write_atomically, write_png
+from fgmoe_dist.outputs import DUMPED
+from fgmoe_dist.outputs import claim as claim_folder
 from fgmoe_dist.plugins import Plugged
 from fgmoe_dist.progress import track
 
@@ -93,13 +96,13 @@ def dump_sample(where: str | Path, id_: str, out: str | Path) -> list[Path]:
     entries = read_shard(shard)[id_]
     sample = decode_sample(shard, id_, entries, tuple(entries))
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    written = [out / f"{id_}.image.png"]
-    Image.fromarray(sample["image"]).save(written[0])
+    claim_folder(out, "--out", DUMPED, mark=False)
+    written = [write_png(out / f"{id_}.image.png", sample["image"])]
     for key, array in codec.native_sample(sample, shard.labels).items():
         if key not in ("id", "image"):
-            written.append(out / f"{id_}.{key}.npy")
-            np.save(written[-1], np.ascontiguousarray(array), allow_pickle=False)
+            stream = io.BytesIO()
+            np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+            written.append(write_atomically(out / f"{id_}.{key}.npy", stream.getvalue()))
     return written
 
 

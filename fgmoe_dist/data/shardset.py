@@ -233,15 +233,21 @@ def _open_pattern(where: str) -> list[ShardSet]:
 def _index_of(url: str) -> tuple[str, str | None]:
     """Where the index of a folder or tar lies, and the tar's name.
 
-    In a `pipe:` command the last word that ends in .tar is the shard, and the index is asked for in its place.
+    A tar is what ends in .tar and is no folder; folders may have .tar in their names. In a `pipe:` command the last
+    word that ends so is the shard, and the index is asked for in its place.
     """
-    tars = re.findall(r"[^/\s'\"=]+\.tar\b", url)
-    if tars:
-        head, _, tail = url.rpartition(tars[-1])
-        return f"{head}{INDEX}{tail}", tars[-1]
     if url.startswith("pipe:"):
-        raise UserError(f"shard pattern {url!r} names no .tar: give the command that prints one, e.g. pipe:cat a.tar")
-    return f"{url.rstrip('/')}/{INDEX}", None
+        tars = list(re.finditer(r"[^/\s'\"=]+\.tar(?![^\s'\"?])", url))
+        if not tars:
+            raise UserError(
+                f"shard pattern {url!r} names no .tar: give the command that prints one, e.g. pipe:cat a.tar"
+            )
+        return f"{url[: tars[-1].start()]}{INDEX}{url[tars[-1].end() :]}", tars[-1].group()
+    place, query, asked = url.partition("?") if "://" in url else (url, "", "")
+    head, slash, name = place.rpartition("/")
+    if name.endswith(".tar") and ("://" in url or not Path(url).is_dir()):
+        return f"{head}{slash}{INDEX}{query}{asked}", name
+    return f"{place.rstrip('/')}/{INDEX}{query}{asked}", None
 
 
 def _read_index(index_url: str, names: list[str] | None) -> ShardSet:

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fgmoe_dist.data import codec
 from fgmoe_dist.data.augment import Transform, view_generator
-from fgmoe_dist.data.post import Parcel, Post
+from fgmoe_dist.data.post import Parcel, Post, shared_memory
 from fgmoe_dist.data.shardset import BadSample, Entries, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
@@ -321,7 +321,9 @@ def evaluation_samples(
 def _load(stream: _Stream, workers: int, max_bad_samples: int) -> Iterator:
     """The values of a stream, from worker processes if there are any; stops when too many samples were bad."""
     bad: dict[str, int] = {}
-    for value, faults in _loader(stream, workers):
+    with shared_memory():
+        loader = iter(_loader(stream, workers))
+    for value, faults in loader:
         for fault in faults:
             if not isinstance(fault, BadSample):
                 raise fault
@@ -345,14 +347,15 @@ def _loader(stream: _Stream, workers: int) -> DataLoader:
         stream,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=start_worker(),
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _as_it_is(item):
+def as_it_is(item):
+    """DataLoader's `collate_fn` for values that are whole; its own would make tensors of arrays."""
     return item
 
 

@@ -40,8 +40,8 @@ from fgmoe_dist.tasks import Task
 
 class DenseSettings(GridSettings):
     kind: Literal["dense"] = Field("dense", description="FGMoE with a dense MLP in the place of its routed experts")
-    mixer_depth: int = Field(2, ge=0, description="deformable mixer layers a task")
-    blocks: int = Field(1, ge=1, description="stacked blocks")
+    mixer_depth: int = Field(2, ge=0, le=1000, description="deformable mixer layers a task")
+    blocks: int = Field(1, ge=1, le=1000, description="stacked blocks")
     size: Literal["active", "total"] = Field(
         "active", description="of the MLP: as the experts that a token of FGMoE passes, or as all that there are"
     )

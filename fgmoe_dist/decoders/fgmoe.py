@@ -36,10 +36,10 @@ from fgmoe_dist.tasks import Task
 
 class FGMoESettings(GridSettings):
     kind: Literal["fgmoe"] = Field("fgmoe", description="which decoder: fgmoe, or another that is registered")
-    mixer_depth: int = Field(2, ge=0, description="deformable mixer layers a task")
-    blocks: int = Field(1, ge=1, description="stacked FGMoE blocks")
+    mixer_depth: int = Field(2, ge=0, le=1000, description="deformable mixer layers a task")
+    blocks: int = Field(1, ge=1, le=1000, description="stacked FGMoE blocks")
     adapter_rank: int = Field(
-        0, ge=0, description="rank of each task's low-rank adapter beside the aggregator; 0: none"
+        0, ge=0, le=2**20, description="rank of each task's low-rank adapter beside the aggregator; 0: none"
     )
     level_weights: bool = Field(False, description="each task weighs the tapped encoder levels for itself")
 

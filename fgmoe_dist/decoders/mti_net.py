@@ -44,7 +44,7 @@ SQUEEZE = 16  # an excitation's hidden layer has so many times fewer channels
 
 class MTINetSettings(DistillationSettings):
     kind: Literal["mti_net"] = Field("mti_net", description="as pad_net, at several scales")
-    scales: int = Field(4, ge=1, description="S, scales; each is half as fine as the one before")
+    scales: int = Field(4, ge=1, le=16, description="S, scales; each is half as fine as the one before")
 
     def grids(self, size_hw: Sequence[int]) -> list[tuple[int, int]]:
         """h x w of each scale, the finest first."""

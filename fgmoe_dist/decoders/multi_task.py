@@ -25,7 +25,7 @@ from fgmoe_dist.tasks import Task
 
 class MultiTaskSettings(GridSettings):
     kind: Literal["multi_task"] = Field("multi_task", description="plain heads on one feature that all tasks share")
-    mixer_depth: int = Field(0, ge=0, description="deformable mixer layers a task, before its head")
+    mixer_depth: int = Field(0, ge=0, le=1000, description="deformable mixer layers a task, before its head")
 
 
 class MultiTask(Decoder):

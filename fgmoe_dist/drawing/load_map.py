@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fgmoe_dist.drawing.style import FAINT, INK, LINE, PAPER, font, hatch
+from fgmoe_dist.files import write_png
 
 ROW, GAP, MARGIN, TITLE, SCALE = 26, 12, 20, 30, 240  # pixels; SCALE is the length of the colour scale
 FIGURE = 80  # pixels of each of the figures beside a row
@@ -64,9 +65,10 @@ def load_map(
             for i, text in enumerate(_texts(figures_LT[block][t])):
                 draw.text((right + (i + 1) * FIGURE, place + ROW / 2), text, INK, small, anchor="rm")
     _draw_legend(canvas, left, foot + TITLE)
+    picture = np.asarray(canvas)
     if path is not None:
-        canvas.save(path)
-    return np.asarray(canvas)
+        write_png(path, picture)
+    return picture
 
 
 def _texts(figures: NamedTuple) -> list[str]:

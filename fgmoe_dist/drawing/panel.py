@@ -9,7 +9,7 @@ predicts where no label exists is shown too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from fgmoe_dist.drawing.columns import Column, Legend, Maps
 from fgmoe_dist.drawing.style import FAINT, INK, LINE, PAPER, font
+from fgmoe_dist.files import write_png
 
 TILE, GAP, MARGIN, GUTTER, HEADER, CAPTION = 360, 14, 20, 30, 34, 44  # pixels; TILE is the width of a picture
 
@@ -64,10 +65,20 @@ def sheet(scenes: Sequence[Scene], tasks: Sequence[Drawn], path: str | Path | No
         for task in tasks
         if any(task.name in scene.predictions for scene in scenes)
     ]
-    picture = _compose(scenes, columns)
+    return _saved(_compose(scenes, columns), path)
+
+
+def label_sheet(scenes: Sequence[Scene], tasks: Sequence[Drawn], path: str | Path | None = None) -> np.ndarray:
+    """As `sheet`, of scenes that have labels and no predictions: one row each."""
+    nothing = [None] * len(scenes)
+    columns = [task.column(nothing, [scene.sample.get(task.name) for scene in scenes]) for task in tasks]
+    columns = [replace(column, predictions=column.truths, truths=nothing) for column in columns]
+    return _saved(_compose(scenes, columns), path)
+
+
+def _saved(picture: np.ndarray, path: str | Path | None) -> np.ndarray:
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        write_png(Path(path), picture)
     return picture
 
 

@@ -27,7 +27,7 @@ from fgmoe_dist.data import codec
 from fgmoe_dist.data.augment import train_transform, view_generator
 from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, record, write_shard
 from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, read_shard
-from fgmoe_dist.data.stream import start_worker
+from fgmoe_dist.data.stream import as_it_is, start_worker
 from fgmoe_dist.encoders.frozen import FrozenEncoder, create_encoder
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.plugins import Plugged
@@ -132,7 +132,10 @@ class _Job:
 
 
 class _Views(Dataset):
-    """The augmented images and labels of a job; what cannot be read comes as the error, which is the user's."""
+    """The augmented images and labels of a job; what cannot be read comes as the error, which is the user's.
+
+    All are arrays: tensors would come by shared memory, and where that is full torch waits for ever.
+    """
 
     def __init__(self, config: Config, encoder: FrozenEncoder, source: ShardSet):
         self.plugged = Plugged()  # first in what a worker is sent
@@ -143,7 +146,7 @@ class _Views(Dataset):
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def __getitem__(self, number: int) -> tuple[_Job, Tensor, list[dict[str, np.ndarray]]] | BadSample:
+    def __getitem__(self, number: int) -> tuple[_Job, np.ndarray, list[dict[str, np.ndarray]]] | BadSample:
         job = self.jobs[number]
         images_B3HW, labels = torch.zeros(job.shard.samples, 3, *self.transform.size_hw), []
         try:
@@ -152,7 +155,7 @@ class _Views(Dataset):
                 labels.append(self.transform.view(sample, view_generator(self.seed, id_, job.view), image_3HW))
         except BadSample as fault:
             return fault
-        return job, images_B3HW, labels
+        return job, images_B3HW.numpy(), labels
 
 
 def _write_all(
@@ -165,12 +168,13 @@ def _write_all(
     loader = DataLoader(
         views, batch_size=None, num_workers=workers, worker_init_fn=start_worker() if workers else None,
         multiprocessing_context="forkserver" if workers else None, prefetch_factor=1 if workers else None,
+        collate_fn=as_it_is,
     )  # fmt: skip
     for item in track(loader, "encoding shards", len(views)) if is_shown else loader:
         if isinstance(item, BadSample):
             raise item
         job, images_B3HW, labels = item
-        features = (_encode(encoder, images_B3HW[n : n + 1], job) for n in range(len(labels)))
+        features = (_encode(encoder, torch.from_numpy(image)[None], job) for image in images_B3HW)
         entries = (entry for id_, flat, stored in zip(job.shard.ids, features, labels)
                    for entry in _entries(id_, {"features": flat, **stored}, job.shard))  # fmt: skip
         write_shard(job.path, entries)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fgmoe_dist.config import Config
 from fgmoe_dist.encoders.weights import create_backbone, timm, weights_checksum
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import UserError, first_line
 from fgmoe_dist.precision import PRECISIONS
 
 
@@ -60,23 +60,35 @@ class FrozenEncoder(nn.Module):
         if not (hasattr(model, "forward_intermediates") and hasattr(model, "prune_intermediate_layers")):
             raise UserError(f"encoder.name: timm's {name} has no forward_intermediates; choose a ViT, Swin or ConvNeXt")
         self.checksum = weights_checksum(model)
-        levels = model.feature_info  # read before pruning, which may shorten it
-        self.taps = _resolve_taps(name, taps, [level["reduction"] for level in levels])
-        self.channels = [int(levels[tap]["num_chs"]) for tap in self.taps]
-        self.strides = [int(levels[tap]["reduction"]) for tap in self.taps]
+        reductions = _reductions(name, model)
+        self.taps = _resolve_taps(name, taps, reductions)
         data_config = timm.data.resolve_model_data_config(model)
         self.mean, self.std = tuple(data_config["mean"]), tuple(data_config["std"])
         self.image_size_hw = (int(image_size_hw[0]), int(image_size_hw[1]))
-        _check_image_size(name, self.image_size_hw, max(self.strides))
-        _set_input_size(name, model, self.image_size_hw)
-        model.prune_intermediate_layers(self.taps, prune_norm=not norm, prune_head=True)
+        _check_image_size(name, self.image_size_hw, max(reductions[tap] for tap in self.taps))
+        _fit(name, model, self.taps, self.image_size_hw, norm)
         self.norm = norm
         self.model = model.to(dtype).requires_grad_(False)
         self.eval()
+        self.channels, self.strides = self._measure(name)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: a parent's `train()` must not switch drop path or batch statistics on."""
         return super().train(False)
+
+    def _measure(self, name: str) -> tuple[list[int], list[int]]:
+        """The channels and strides of the levels, from a forward pass: what a model says of itself may not be so."""
+        size_hw = self.image_size_hw
+        try:
+            shapes = _shapes_on_meta(name, self.taps, size_hw, self.norm) or _shapes(self)
+        except Exception as error:  # each of timm's families fails in its own way
+            what = ": ".join(filter(None, (type(error).__name__, str(error) and first_line(error))))
+            raise UserError(
+                f"encoder.name: {name} cannot compute images of data.image_size={list(size_hw)} ({what}); choose "
+                f"another size, such as its own, {_native(self.model)}, or a ViT, Swin or ConvNeXt"
+            ) from error
+        _check_grids(name, self.taps, shapes, size_hw)
+        return [shape[0] for shape in shapes], [size_hw[0] // shape[1] for shape in shapes]
 
     @torch.no_grad()  # not inference_mode: the decoder saves these features for its backward
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
@@ -88,14 +100,7 @@ class FrozenEncoder(nn.Module):
             f"encoder built for [B, 3, {self.image_size_hw}], got {tuple(image_BCHW.shape)}"
         )
         dtype = next(self.model.parameters()).dtype  # an engine may have cast the weights since
-        return self.model.forward_intermediates(
-            image_BCHW.to(dtype),
-            indices=self.taps,
-            norm=self.norm,
-            stop_early=True,
-            output_fmt="NCHW",
-            intermediates_only=True,
-        )
+        return _levels(self.model, image_BCHW.to(dtype), self.taps, self.norm)
 
     def extra_repr(self) -> str:
         return f"weights={self.source}, taps={self.taps}, strides={self.strides}, channels={self.channels}"
@@ -122,6 +127,66 @@ def _resolve_taps(name: str, taps: Sequence[int] | None, reductions: list[int]) 
             f"as {name} has {depth} blocks or stages"
         )
     return taps
+
+
+def _reductions(name: str, model: nn.Module) -> list[int]:
+    """What the model says of the stride of each of its levels."""
+    try:
+        return [int(level["reduction"]) for level in model.feature_info]
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"encoder.name: timm's {name} does not tell its levels; choose a ViT, Swin or ConvNeXt"
+        ) from error
+
+
+def _native(model: nn.Module) -> list[int]:
+    return list(model.pretrained_cfg["input_size"][-2:])
+
+
+def _fit(name: str, model: nn.Module, taps: list[int], image_size_hw: tuple[int, int], norm: bool) -> None:
+    """Makes of a whole model at its native size what computes the taps of images of another."""
+    _set_input_size(name, model, image_size_hw)
+    model.prune_intermediate_layers(taps, prune_norm=not norm, prune_head=True)
+
+
+def _shapes_on_meta(
+    name: str, taps: list[int], image_size_hw: tuple[int, int], norm: bool
+) -> list[tuple[int, ...]] | None:
+    """`[C, h, w]` of each level, from a twin without numbers, in no time; None where that cannot be."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            twin = timm.create_model(name, pretrained=False, num_classes=0).eval()
+            _fit(name, twin, taps, image_size_hw, norm)
+            image_13HW = torch.empty(1, 3, *image_size_hw)
+            return [tuple(level.shape[1:]) for level in _levels(twin, image_13HW, taps, norm)]
+    except Exception:  # what the model itself makes of a real image says whether it is at fault
+        return None
+
+
+def _shapes(encoder: FrozenEncoder) -> list[tuple[int, ...]]:
+    """The same from the encoder itself."""
+    image_13HW = torch.zeros(1, 3, *encoder.image_size_hw, device=next(encoder.model.parameters()).device)
+    return [tuple(level.shape[1:]) for level in encoder(image_13HW)]
+
+
+def _check_grids(name: str, taps: list[int], shapes: list[tuple[int, ...]], image_size_hw: tuple[int, int]) -> None:
+    """UserError unless each level's cells divide the image evenly: decoders place them by their stride."""
+    height, width = image_size_hw
+    if len(shapes) != len(taps):
+        raise UserError(f"encoder.name: {name} gives {len(shapes)} levels for the {len(taps)} of encoder.taps={taps}")
+    for tap, (_, *grid_hw) in zip(taps, shapes):
+        if len(grid_hw) != 2 or height % grid_hw[0] or width % grid_hw[1] or height * grid_hw[1] != width * grid_hw[0]:
+            raise UserError(
+                f"encoder.name: {name} divides {height} x {width} pixels into {' x '.join(map(str, grid_hw))} cells at "
+                f"tap {tap}, which is no whole stride; choose another data.image_size, or a ViT, Swin or ConvNeXt"
+            )
+
+
+@torch.no_grad()
+def _levels(model: nn.Module, image_BCHW: Tensor, taps: list[int], norm: bool) -> list[Tensor]:
+    return model.forward_intermediates(
+        image_BCHW, indices=taps, norm=norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
+    )
 
 
 def _check_image_size(name: str, image_size_hw: tuple[int, int], multiple: int) -> None:

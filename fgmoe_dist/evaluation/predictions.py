@@ -5,6 +5,7 @@ What their values mean is for each task to say (docs/contracts.md). Nothing is u
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,19 +14,23 @@ import numpy as np
 from PIL import Image
 
 from fgmoe_dist.errors import UserError, first_line
+from fgmoe_dist.files import write_atomically
 from fgmoe_dist.tasks import Task
 
 
 def write_predictions(folder: Path, id_: str, predictions: Mapping[str, np.ndarray]) -> None:
-    """An image's predictions by task: uint8 and uint16 as `.png`, others as `.npy`."""
+    """An image's predictions by task: uint8 and uint16 as `.png`, others as `.npy`; each whole, or CannotWrite."""
     for name, prediction in predictions.items():
-        whole = np.issubdtype(prediction.dtype, np.unsignedinteger)
-        path = folder / name / f"{id_}.{'png' if whole else 'npy'}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if whole:
-            cv2.imwrite(str(path), prediction)
-        else:
-            np.save(path, prediction)
+        suffix, data = _encoded(prediction)
+        write_atomically(folder / name / f"{id_}{suffix}", data)
+
+
+def _encoded(prediction: np.ndarray) -> tuple[str, bytes]:
+    if np.issubdtype(prediction.dtype, np.unsignedinteger):
+        return ".png", cv2.imencode(".png", prediction)[1].tobytes()
+    stream = io.BytesIO()
+    np.save(stream, prediction, allow_pickle=False)
+    return ".npy", stream.getvalue()
 
 
 class PredictionWriter:

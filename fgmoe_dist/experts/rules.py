@@ -15,7 +15,10 @@ from fgmoe_dist.plugins import HINT
 
 
 def conflicts(experts: Experts, channels: int, ep_size: int, precision: str) -> list[str]:
-    """Every contradiction, one line each, in a decoder of so many channels; `precision` is fp32 or bf16."""
+    """Every contradiction, one line each, in a decoder of so many channels; `precision` is fp32 or bf16.
+
+    A line names every setting that it depends on in full: where one of them was faulty itself, the line is left out.
+    """
     return [*_unknown(experts), *_misplaced(experts, ep_size), *_impossible(experts, channels, precision)]
 
 
@@ -35,17 +38,17 @@ def _unknown(experts: Experts) -> Iterator[str]:
 
 def _misplaced(experts: Experts, ep_size: int) -> Iterator[str]:
     """Where experts live, and which of them a token may reach."""
-    groups = experts.groups or ep_size
+    groups, product = experts.groups or ep_size, "experts.count x experts.split"
     if experts.hidden % experts.split:
         yield f"experts.hidden={experts.hidden} is not divisible by experts.split={experts.split}"
     if experts.top_k > experts.routed:
-        yield f"experts.top_k={experts.top_k} exceeds the {experts.routed} routed experts (count x split); lower it"
+        yield f"experts.top_k={experts.top_k} exceeds the {experts.routed} routed experts ({product}); lower it"
     if experts.routed % ep_size:
-        yield f"parallel.ep_size={ep_size} does not divide the {experts.routed} routed experts a task (count x split)"
+        yield f"parallel.ep_size={ep_size} does not divide the {experts.routed} routed experts a task ({product})"
     if experts.groups and experts.routed % experts.groups:
         yield (
-            f"experts.groups={experts.groups} does not divide the {experts.routed} routed experts a task; choose one"
-            " that does"
+            f"experts.groups={experts.groups} does not divide the {experts.routed} routed experts a task ({product});"
+            " choose one that does"
         )
     elif experts.groups % ep_size:
         yield (
@@ -61,7 +64,8 @@ def _misplaced(experts: Experts, ep_size: int) -> Iterator[str]:
     if 0 < reached < experts.top_k <= experts.routed:
         yield (
             f"experts.max_ranks_per_token={experts.max_ranks_per_token} leaves a token {reached} of the"
-            f" {experts.routed} routed experts, fewer than experts.top_k={experts.top_k}; raise it or lower top_k"
+            f" {experts.routed} routed experts ({product}, in {groups} groups by experts.groups or"
+            f" parallel.ep_size), fewer than experts.top_k={experts.top_k}; raise it or lower top_k"
         )
 
 

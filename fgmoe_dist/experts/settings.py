@@ -11,13 +11,21 @@ from fgmoe_dist.settings import Section
 # Balance losses whose weight is a setting of its own: these are always computed, and logged.
 OWN_WEIGHT = {"balance": "balance_weight", "z": "z_weight", "device_balance": "device_balance_weight"}
 
+# What no machine holds: a number beyond is a slip of the finger.
+MOST_EXPERTS, MOST_HIDDEN = 2**20, 2**22
+
 
 class Experts(Section):
-    count: int = Field(4, ge=1, description="N, unsplit routed experts per task")
+    count: int = Field(4, ge=1, le=MOST_EXPERTS, description="N, unsplit routed experts per task")
     split: int = Field(
-        4, ge=1, description="m, parts each expert's hidden dimension is split into; N*m routed fine experts per task"
+        4,
+        ge=1,
+        le=MOST_EXPERTS,
+        description="m, parts each expert's hidden dimension is split into; N*m routed fine experts per task",
     )
-    hidden: int = Field(256, ge=1, description="H, hidden size of an unsplit expert; a fine expert has H/m")
+    hidden: int = Field(
+        256, ge=1, le=MOST_HIDDEN, description="H, hidden size of an unsplit expert; a fine expert has H/m"
+    )
     kind: str = Field("ffn", description="what an expert computes. ffn: an MLP; lora: B A x, with rank H/m")
     bank: Literal["task", "shared"] = Field(
         "task", description="task: each task has N*m routed experts; shared: all tasks route over the same N*m"
@@ -25,10 +33,10 @@ class Experts(Section):
     router: str = Field(
         "token", description="who chooses experts. token: each token for itself; image: all tokens of an image together"
     )
-    top_k: int = Field(4, ge=1, description="k, routed fine experts a token is sent to")
-    shared: int = Field(1, ge=0, description="K_s, always-on fine experts per task")
+    top_k: int = Field(4, ge=1, le=MOST_EXPERTS, description="k, routed fine experts a token is sent to")
+    shared: int = Field(1, ge=0, le=MOST_EXPERTS, description="K_s, always-on fine experts per task")
     global_experts: int = Field(
-        2, ge=0, description="global experts of hidden size H, mixed by feature and task; 0: none"
+        2, ge=0, le=MOST_EXPERTS, description="global experts of hidden size H, mixed by feature and task; 0: none"
     )
     score: Literal["softmax", "sigmoid"] = Field("softmax", description="what turns a router's logits into gates")
     renormalise: bool = Field(
@@ -39,7 +47,10 @@ class Experts(Section):
     )
     balance_weight: float = Field(0.003, ge=0, description="a1, weight of the load-balance loss sum f_i P_i")
     groups: int = Field(
-        0, ge=0, description="groups of a task's experts that share a device, in order; 0: as many as parallel.ep_size"
+        0,
+        ge=0,
+        le=MOST_EXPERTS,
+        description="groups of a task's experts that share a device, in order; 0: as many as parallel.ep_size",
     )
     device_balance_weight: float = Field(
         0.0, ge=0, description="a2, weight of the load-balance loss over groups of experts"
@@ -54,7 +65,10 @@ class Experts(Section):
         description="balancing without a loss: step of each expert's bias for selection; 0: none (fused only)",
     )
     max_ranks_per_token: int = Field(
-        0, ge=0, description="groups of experts, and so ranks, that a token may go to; 0: no limit (fused only)"
+        0,
+        ge=0,
+        le=MOST_EXPERTS,
+        description="groups of experts, and so ranks, that a token may go to; 0: no limit (fused only)",
     )
     capacity_factor: float = Field(
         0.0,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from fgmoe_dist import __version__
 from fgmoe_dist.checkpoints.folder import CheckpointState
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export.load import ABOUT
+from fgmoe_dist.files import to_json
 from fgmoe_dist.model import Model
 
 # An ONNX file is one protocol buffer, which ends at 2 GiB.
@@ -73,7 +73,7 @@ def convert_model(model: Model, state: CheckpointState, format: str) -> Write:
     Apart, since that alone can fail for want of room: with OSError or SafetensorError.
     """
     with torch.no_grad():
-        return CONVERTERS[format](model, json.dumps(about(model, state)))
+        return CONVERTERS[format](model, to_json(about(model, state)))
 
 
 class _Predictor(nn.Module):

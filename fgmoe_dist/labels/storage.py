@@ -91,7 +91,7 @@ def read_npy(key: str, data: bytes | memoryview) -> np.ndarray:
     """The array of an .npy file's bytes; pickles are refused."""
     try:
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
+    except Exception as error:  # of foreign bytes numpy's reader raises what comes to it, tokenize.TokenError for one
         raise CodecError(f"{key} is no readable .npy array ({first_line(error)})") from error
 
 

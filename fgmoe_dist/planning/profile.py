@@ -126,15 +126,17 @@ def read_machine(path: Path) -> Machine:
     try:
         values = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--machine {path}: cannot be read ({error}); write one with fgmoe bench machine") from None
+        raise UserError(
+            f"--machine {path}: cannot be read ({error}); write one with fgmoe bench machine --json FILE"
+        ) from None
     try:
         if values.pop("format") != FORMAT:
             raise ValueError("another format")
         return _machine(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"--machine {path}: is no machine profile of this version ({error}); write one with"
-            f" fgmoe bench machine --json {path}"
+            f"--machine {path}: is no machine profile of this version ({error}); write one, into another file, with"
+            f" fgmoe bench machine --json FILE"
         ) from None
 
 

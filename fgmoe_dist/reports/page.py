@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fgmoe_dist import __version__
 from fgmoe_dist.drawing import charts
 from fgmoe_dist.drawing.figures import Figure
-from fgmoe_dist.errors import UserError
 from fgmoe_dist.evaluation.score_files import Part, Scored
+from fgmoe_dist.files import write_atomically
 from fgmoe_dist.metrics.delta_m import mean_gain
 from fgmoe_dist.metrics.meter import Meter, Scores
+from fgmoe_dist.outputs import REPORT, claim
 from fgmoe_dist.reports.examples import Examples, examples, places, ranking
 from fgmoe_dist.tasks import Task
 
@@ -75,12 +76,8 @@ def write_report(
         table=[row for task in tasks for row in _rows(task, scored, baseline or {}, gains)],
         tasks=[_section(task, scored, parts, predictions) for task in tasks],
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "index.html").write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--report {folder}: cannot be written ({error.strerror}); name another folder") from None
-    return folder / "index.html"
+    claim(folder, "--report", REPORT, mark=False)
+    return write_atomically(folder / "index.html", html)
 
 
 def _rows(task: Task, scored: Scored, baseline: Scores, gains: dict[str, float] | None) -> list[Row]:

@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.files import PARTIAL, write_atomically
+from fgmoe_dist.files import PARTIAL, to_json, write_atomically
 from fgmoe_dist.metrics.boundary.regions import region_boundary
+from fgmoe_dist.outputs import ROOMS, claim
 from fgmoe_dist.progress import track
 from fgmoe_dist.rooms.camera import choose
 from fgmoe_dist.rooms.labels import KINDS
@@ -103,7 +104,7 @@ def _check(wanted: _Set) -> None:
 
 def _claim(root: Path, wanted: _Set) -> None:
     """Make sure that `root` is empty or holds the beginning of this very set, and say so in its manifest."""
-    manifest, content = root / _MANIFEST, json.dumps(asdict(wanted), indent=1).encode() + b"\n"
+    manifest, content = root / _MANIFEST, to_json(asdict(wanted), indent=1).encode() + b"\n"
     if manifest.exists():
         if manifest.read_bytes() == content:
             for leftover in root.rglob(f".*{PARTIAL}"):  # of a run that was killed
@@ -112,9 +113,7 @@ def _claim(root: Path, wanted: _Set) -> None:
             raise UserError(
                 f"{root} holds other rooms ({_difference(manifest, wanted)}): give another --out or delete it"
             )
-    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root} exists and is not a set of rooms: give an empty or new folder as --out")
-    root.mkdir(parents=True, exist_ok=True)
+    claim(root, "--out", ROOMS, mark=False)
     write_atomically(manifest, content)
 
 
@@ -123,7 +122,7 @@ def _difference(manifest: Path, wanted: _Set) -> str:
         found = json.loads(manifest.read_bytes())
     except ValueError:
         return f"{_MANIFEST} is damaged"
-    pairs = json.loads(json.dumps(asdict(wanted))).items()
+    pairs = json.loads(to_json(asdict(wanted))).items()
     return ", ".join(f"{key} {found.get(key)!r}, not {value!r}" for key, value in pairs if found.get(key) != value)
 
 

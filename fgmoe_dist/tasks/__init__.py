@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import UserError, first_line
 from fgmoe_dist.metrics.constant import ConstantBaseline
 from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task
@@ -33,7 +33,17 @@ def create_tasks(names: Sequence[str], info: DatasetInfo, edge_positive_weight: 
     """
     require_labels(names, info, "the shards")
     options = {"edge_positive_weight": edge_positive_weight}
-    return [_create(name, info, options) for name in names]
+    return [_create_whole(name, info, options) for name in names]
+
+
+def _create_whole(name: str, info: DatasetInfo, options: dict[str, Any]) -> Task:
+    try:
+        return _create(name, info, options)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # of an index or a state that somebody edited
+        if isinstance(error, UserError):
+            raise
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"tasks: {name}: what the data set says of it is not whole ({what}); rebuild it") from error
 
 
 def _create(name: str, info: DatasetInfo, options: dict[str, Any]) -> Task:

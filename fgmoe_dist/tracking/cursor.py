@@ -44,6 +44,8 @@ def stores_of(folder: RunFolder) -> dict[str, str]:
 
 def _entries(folder: RunFolder) -> dict[str, Any]:
     try:
-        return json.loads(folder.cursor_file.read_text(encoding="utf-8"))
+        entries = json.loads(folder.cursor_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    known = entries if isinstance(entries, dict) else {}
+    return {store: entry for store, entry in known.items() if isinstance(entry, dict)}

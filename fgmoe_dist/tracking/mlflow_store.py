@@ -26,9 +26,9 @@ def resolve_uri(uri: str, folder: Path) -> str:
     """`uri`, with an empty one read as the sqlite file `mlflow.db` beside the run folder and paths made absolute."""
     if not uri:
         return f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+    if file := sqlite_file(uri):
+        return f"sqlite:///{file.resolve()}"
     scheme = urlparse(uri).scheme
-    if scheme == "sqlite":
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
     if scheme in ("http", "https", "postgresql", "mysql", "mssql", "databricks") or scheme.startswith(
         ("postgresql+", "mysql+", "mssql+")
     ):
@@ -37,6 +37,12 @@ def resolve_uri(uri: str, folder: Path) -> str:
         f"tracking.uri={uri}: MLflow takes http(s)://host:port, sqlite:///file.db or a database URL; leave it empty "
         "for sqlite beside the run folder, or `none` for no tracking"
     )
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a `sqlite:///file.db`; None for any other URI."""
+    name = uri.removeprefix("sqlite:///")
+    return Path(name) if name.strip() and name != uri else None
 
 
 def open_experiment(uri: str, name: str) -> tuple[MlflowClient, str]:

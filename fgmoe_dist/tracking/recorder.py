@@ -12,12 +12,14 @@ import os
 import platform
 import time
 import uuid
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import psutil
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import write_png
 from fgmoe_dist.metrics import Scores
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.sinks import create_sinks
@@ -78,10 +80,8 @@ class Recorder:
         The same name at many steps makes a film. What others have drawn into `RunFolder.pictures` goes with them.
         """
         if self.folder is not None:
-            from PIL import Image
-
             for name, image_HW3 in images.items():
-                Image.fromarray(image_HW3).save(self.folder.pictures(step) / f"{name}.png")
+                write_png(self.folder.pictures(step) / f"{name}.png", image_HW3)
 
     def evaluation(self, step: int, scores: Scores) -> None:
         """`{task: {metric: value}}`: `eval/<step>.json`. The step's pictures must be there by now."""
@@ -118,6 +118,13 @@ class Recorder:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.finish(_status_of(kind))
+
+
+def check_places(run_dir: str | Path, settings: Mapping[str, Any]) -> None:
+    """UserError where a run of these settings could not record itself; looked at before the work, writing nothing."""
+    folder = RunFolder(run_dir)
+    folder.check()
+    create_sinks(folder, settings)
 
 
 def is_alive(process: Mapping[str, Any]) -> bool | None:

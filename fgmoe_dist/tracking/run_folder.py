@@ -8,25 +8,26 @@
     checkpoints/       written by `fgmoe_dist.checkpoints.checkpoint`
     mlflow_run_id      the MLflow run that this folder belongs to
     mlflow_cursor.json how much of all this which MLflow store has, see `cursor`
+    .fgmoe             says that the folder is a run's: nothing is written into any other (`fgmoe_dist.outputs`)
 
-Rank 0 alone writes here, save for pictures. Whole files are written beside and renamed, so that a reader, or a run
-killed half way, sees the old file or the new one. `metrics.jsonl` grows by single appends; a line torn by a kill
-can only be the last one, and is dropped.
+Rank 0 alone writes here, save for pictures, each of which one rank draws. Whole files are written beside and renamed,
+so that a reader, or a run killed half way, sees the old file or the new one. `metrics.jsonl` grows by single appends; a
+line torn by a kill can only be the last one, and is dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 import time
 from pathlib import Path
-from typing import Any, Mapping
-
-import yaml
+from typing import Any, Callable, Mapping
 
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.files import plain, write_atomically, write_json
+from fgmoe_dist.files import append_line, to_json, write_atomically, write_json
 from fgmoe_dist.metrics import Scores
+from fgmoe_dist.outputs import RUN, check_output, claim
+from fgmoe_dist.yaml_files import read_yaml
 
 
 class RunFolder:
@@ -48,10 +49,10 @@ class RunFolder:
         """Makes the folder, writes the configuration, and drops what a run resumed at `resumed_step` writes again.
 
         None: a fresh start, which drops every earlier record but leaves checkpoints alone.
-        Raises UserError where the folder cannot be written.
+        Raises UserError where the folder cannot be written, or holds what is no run of ours.
         """
+        self.claim()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.config_file, config_yaml)
             if resumed_step is None:
                 for path in (self._mlflow_run_id, self.cursor_file, self.about_file):
@@ -62,13 +63,28 @@ class RunFolder:
                 f"run.dir={self.path}: cannot be written ({error.strerror}); name a writable folder"
             ) from None
 
+    def check(self) -> None:
+        """UserError where `claim` would raise it; writes nothing."""
+        check_output(self.path, "run.dir", RUN)
+
+    def claim(self) -> None:
+        """Makes the folder this run's; UserError where it holds what is no run of ours, or cannot be written."""
+        claim(self.path, "run.dir", RUN)
+
     def _forget_after(self, step: int) -> None:
-        lines = [json.dumps(entry) + "\n" for entry in self.metrics_after(0)[0] if entry["step"] <= step]
+        """Removes what was written after `step`, and nothing that somebody else has laid beside it."""
+        lines = [to_json(entry) + "\n" for entry in self.metrics_after(0)[0] if entry["step"] <= step]
         if self._metrics.exists():
             write_atomically(self._metrics, "".join(lines))
-        for path in [*self._evaluations.glob("*.json"), *self._pictures.glob("*")]:
-            if path.stem.isdigit() and int(path.stem) > step:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for later, path in self.evaluation_files().items():
+            if later > step:
+                path.unlink()
+        for folder in self._pictures.glob("*"):
+            if folder.name.isdecimal() and folder.is_dir() and int(folder.name) > step:
+                for picture in folder.glob("*.png"):
+                    picture.unlink()
+                with contextlib.suppress(OSError):  # not empty: somebody else's file
+                    folder.rmdir()
 
     def drop_old_stop(self, before: float) -> None:
         """Removes a `stop` file left before this time: it was meant for an earlier run. A later one is obeyed."""
@@ -77,9 +93,8 @@ class RunFolder:
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one line to `metrics.jsonl`, with the time. JSON knows no NaN and no infinity: they become null."""
-        entry = {"step": int(step), **plain(dict(metrics)), "time": round(time.time(), 3)}
-        with open(self._metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        entry = {"step": int(step), **metrics, "time": round(time.time(), 3)}
+        append_line(self._metrics, to_json(entry))
 
     def metrics(self) -> list[dict[str, float | None]]:
         """All lines of `metrics.jsonl`, in the order written, without their time."""
@@ -97,8 +112,15 @@ class RunFolder:
             file.seek(offset)
             whole = file.read()
         whole = whole[: whole.rfind(b"\n") + 1]  # what follows the last line break is empty, or torn
-        entries = [json.loads(line) for line in whole.splitlines() if line]
+        entries = [self._entry(line) for line in whole.splitlines() if line]
         return [{**entry, "time": entry.get("time", written)} for entry in entries], offset + len(whole)
+
+    def _entry(self, line: bytes) -> dict[str, float | None]:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            entry = json.loads(line)
+            if isinstance(entry["step"], int):
+                return entry
+        raise UserError(f"{self._metrics}: holds a line without a step ({line[:60]!r}); take it out, or the file away")
 
     def write_evaluation(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> Path:
         """Writes `eval/<step>.json`; returns its path."""
@@ -110,14 +132,14 @@ class RunFolder:
 
     def evaluation(self, step: int) -> Scores:
         """That of one step."""
-        return _read_json(self.evaluation_file(step))
+        return _read_json(self.evaluation_file(step), _are_scores)
 
     def evaluation_file(self, step: int) -> Path:
         return self._evaluations / f"{int(step)}.json"
 
     def evaluation_files(self) -> dict[int, Path]:
         """`eval/<step>.json` by step, earliest first."""
-        files = {int(path.stem): path for path in self._evaluations.glob("*.json") if path.stem.isdigit()}
+        files = {int(path.stem): path for path in self._evaluations.glob("*.json") if path.stem.isdecimal()}
         return dict(sorted(files.items()))
 
     def pictures(self, step: int) -> Path:
@@ -139,13 +161,17 @@ class RunFolder:
         return _read_json(self.about_file) if self.about_file.exists() else {}
 
     def settings(self) -> dict[str, Any]:
-        """What `config.yaml` holds, nested. UserError where it cannot be read."""
+        """What `config.yaml` holds, nested. UserError where it cannot be read, or is no configuration."""
         try:
-            settings = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            settings = read_yaml(self.config_file)
+            settings = {} if settings is None else settings
+        except UserError:
             settings = None
         if not isinstance(settings, dict):
             raise UserError(f"{self.config_file}: cannot be read; restore it or leave the run out")
+        for section in ("run", "tracking"):  # what is read of it here
+            if not isinstance(settings.get(section, {}), dict):
+                raise UserError(f"{self.config_file}: its {section} is no section; restore it or leave the run out")
         return settings
 
     @property
@@ -165,8 +191,16 @@ def runs_in(path: Path) -> list[RunFolder]:
     return found[:1] if found[0].path == path else found
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, is_right: Callable[[dict], bool] = lambda value: True) -> dict[str, Any]:
+    """A mapping in a file; UserError for anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         raise UserError(f"{path}: is no valid JSON; remove the file or restore it") from None
+    if not isinstance(value, dict) or not is_right(value):
+        raise UserError(f"{path}: is not what a run writes there; remove the file or restore it")
+    return value
+
+
+def _are_scores(value: dict) -> bool:
+    return all(isinstance(metrics, dict) for metrics in value.values())

@@ -17,6 +17,7 @@ from fgmoe_dist.encoders.frozen import FrozenEncoder
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import DatasetInfo, create_tasks
+from fgmoe_dist.tasks.agreement import differences
 
 
 class Samples(Protocol):
@@ -37,8 +38,11 @@ class ShardSamples:
 
     def __init__(self, config: Config):
         self.train, self.val = ShardSet.open(config.data.train), ShardSet.open(config.data.val)
-        if self.train.classes != self.val.classes:
-            raise UserError("data.train and data.val name other classes; build both from one data set")
+        if found := differences(config.tasks, self.train, self.val, ("data.train", "data.val")):
+            raise UserError(
+                f"data.train and data.val have other classes or definitions ({'; '.join(found)});"
+                " build both from one data set"
+            )
         self.info, self.count = self.train, self.train.samples
 
     def check(self, config: Config, encoder: FrozenEncoder) -> None:

@@ -17,7 +17,7 @@ from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.tags import run_tags
 from fgmoe_dist.training.report import Reporter
 from fgmoe_dist.training.resume import resume_run
-from fgmoe_dist.training.scoring import run_score, score_validation
+from fgmoe_dist.training.scoring import run_score, score_validation, scored_tasks
 from fgmoe_dist.training.trainer import Trainer
 
 say = functools.partial(print, flush=True)
@@ -54,7 +54,12 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
                 reporter.say(f"stopped at step {trainer.step} as asked; the same command goes on from here")
                 recorder.finish("KILLED")
                 return
-        if from_first(lambda: steps not in folder.evaluation_files()):
+        if trainer.step > steps:
+            reporter.say(
+                f"{folder.path} stands at step {trainer.step} already, beyond train.steps={steps}: nothing is trained;"
+                f" raise train.steps, resume from an earlier checkpoint, or name another run.dir"
+            )
+        if from_first(lambda: trainer.step not in folder.evaluation_files()):
             _evaluate(reporter, writer, with_constants=True)
         elif resumed == steps:
             reporter.say(f"{folder.path} is complete at step {steps}; raise train.steps, or name another run.dir")
@@ -82,7 +87,8 @@ def _evaluate(reporter: Reporter, writer: CheckpointWriter, with_constants: bool
     reporter.evaluated(scores, constant_scores)
     writer.wait()
     if trainer.ranks.is_first:
-        mark_score(whole_folder(folder.checkpoints, trainer.step), run_score(trainer.tasks, scores))
+        checkpoint, counted = whole_folder(folder.checkpoints, trainer.step), scored_tasks(trainer.tasks, scores)
+        mark_score(checkpoint, run_score(trainer.tasks, scores), len(counted))
 
 
 def _asked_to_stop(folder: RunFolder, writer: CheckpointWriter) -> bool:

@@ -88,12 +88,12 @@ def step_metrics(report: StepReport, losses: dict[str, float], trainer: Trainer)
         **{name: loss for name, loss in losses.items() if name != "total" and name not in trainer.config.tasks},
         "grad_norm": report.grad_norm,
         "lr": report.lr,
-        "memory_gib": _memory_gib(trainer.ranks.device),
+        "memory_gib": memory_gib(trainer.ranks.device),
         **trainer.model.decoder.metrics(report.counts),
     }
 
 
-def _memory_gib(device: torch.device) -> float:
+def memory_gib(device: torch.device) -> float:
     """Peak of the GPU, or this process's resident memory on a CPU."""
     used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
     return used / 2**30

@@ -9,27 +9,31 @@ import psutil
 from fgmoe_dist.checkpoints.checkpoint import resume
 from fgmoe_dist.checkpoints.folder import (
     CheckpointState,
+    all_checkpoints,
     drop_partial,
     find_checkpoint,
     is_in,
     mark_score,
     read_state,
     rewind,
+    stale_pointer,
 )
 from fgmoe_dist.config import Config, build_config, to_yaml
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.ranks import from_first
 from fgmoe_dist.settings import flatten
+from fgmoe_dist.tasks.agreement import differences
 from fgmoe_dist.tracking.run_folder import RunFolder
-from fgmoe_dist.training.scoring import run_score
+from fgmoe_dist.training.scoring import run_score, scored_tasks
 from fgmoe_dist.training.trainer import Trainer
 
 
 def resume_run(trainer: Trainer, folder: RunFolder, resume_from: str) -> int | None:
     """Brings `trainer` to where the checkpoint stood; its step, or None for a fresh start."""
-    checkpoint = from_first(lambda: choose_checkpoint(folder, resume_from, trainer.config))
+    checkpoint = from_first(lambda: _check_and_choose(folder, resume_from, trainer.config))
     state = None
     if checkpoint is not None:
+        _check_data(checkpoint, trainer)
         expected = {"tasks": list(trainer.config.tasks), "encoder_checksum": trainer.model.encoder.checksum}
         state = resume(trainer.engine, checkpoint, expected)
         trainer.step = state.step
@@ -38,11 +42,27 @@ def resume_run(trainer: Trainer, folder: RunFolder, resume_from: str) -> int | N
     return None if state is None else state.step
 
 
+def _check_data(checkpoint: Path, trainer: Trainer) -> None:
+    """UserError where the shards mean something else by a task than those that the checkpoint was trained on."""
+    called = ("the checkpoint", f"data.train={trainer.config.data.train}")
+    if found := differences(trainer.config.tasks, read_state(checkpoint), trainer.samples.info, called):
+        raise UserError(
+            f"checkpoint {checkpoint}: {'; '.join(found)}; train on the data set that it was trained on, or start anew"
+            " with another run.dir"
+        )
+
+
+def _check_and_choose(folder: RunFolder, resume_from: str, config: Config) -> Path | None:
+    folder.check()
+    return choose_checkpoint(folder, resume_from, config)
+
+
 def _prepare_folder(
     trainer: Trainer, folder: RunFolder, checkpoint: Path | None, state: CheckpointState | None
 ) -> None:
     """Leaves in the run folder what belongs to the run that goes on from `checkpoint`, and nothing later."""
     checkpoints, kept_until = folder.checkpoints, None
+    folder.claim()
     if checkpoint is not None:
         print(f"going on from {checkpoint}, step {state.step}", flush=True)
         _tell_changes(state, trainer.config)
@@ -50,6 +70,8 @@ def _prepare_folder(
         if is_in(checkpoints, checkpoint) or find_checkpoint(checkpoints) is None:
             kept_until = state.step
         rewind(checkpoints, checkpoint)
+    elif reached := max((entry["step"] for entry in folder.metrics()), default=0):
+        print(f"{folder.path} has no checkpoint: starts over, in place of what it logged to step {reached}", flush=True)
     drop_partial(checkpoints)
     folder.create(to_yaml(trainer.config.pinned()), kept_until)
     if checkpoint is not None and is_in(checkpoints, checkpoint):
@@ -68,14 +90,24 @@ def _tell_changes(state: CheckpointState, config: Config) -> None:
 
 
 def choose_checkpoint(folder: RunFolder, resume_from: str, config: Config) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start. UserError if there is none such, or it does not fit."""
-    own = find_checkpoint(folder.checkpoints)
+    """The checkpoint to go on from, or None for a fresh start. UserError if there is none such, or it does not fit.
+
+    Only a folder without any checkpoint, whole or not, is started afresh.
+    """
+    own, there = find_checkpoint(folder.checkpoints), all_checkpoints(folder.checkpoints)
     chosen = own if resume_from in ("auto", "never") else _asked_for(resume_from, own, folder)
     if resume_from == "never" and own is not None:
         raise UserError(
             f"run.dir={folder.path}: holds checkpoints up to {own.name}, which --resume never would overwrite;"
             f" remove the folder or name another run.dir"
         )
+    if chosen is None and there:
+        raise UserError(
+            f"run.dir={folder.path}: has no checkpoint to go on from, yet holds {there[-1].name}, which is not whole or"
+            f" of a branch that was left; name one with --resume, remove {folder.checkpoints}, or name another run.dir"
+        )
+    if chosen is not None and chosen == own and (stale := stale_pointer(folder.checkpoints)):
+        print(f"{folder.checkpoints}/latest names {stale}, which is not there; {own.name} is the newest", flush=True)
     if chosen is not None:
         _check_groups(chosen, config)
     return chosen
@@ -116,7 +148,5 @@ def _check_groups(checkpoint: Path, config: Config) -> None:
 def _mark_what_was_scored(checkpoint: Path, state: CheckpointState, folder: RunFolder, trainer: Trainer) -> None:
     """For a run that died after an evaluation was written and before its checkpoint was told."""
     scores = folder.evaluations().get(state.step)
-    if scores is None or state.score is not None:
-        return
-    if all(scores[task.name][task.headline] is not None for task in trainer.tasks):  # null stands for NaN
-        mark_score(checkpoint, run_score(trainer.tasks, scores))
+    if scores is not None and state.score is None:
+        mark_score(checkpoint, run_score(trainer.tasks, scores), len(scored_tasks(trainer.tasks, scores)))

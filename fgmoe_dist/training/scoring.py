@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from fgmoe_dist.evaluation.evaluate import evaluate
@@ -27,7 +28,20 @@ def score_validation(trainer: Trainer, pictures: Path, with_constants: bool) -> 
 
 
 def run_score(tasks: list[Task], scores: Scores) -> float:
-    """Mean of the headline metrics, signed so that higher is better, to tell the best checkpoint by."""
-    signs = [-1 if task.lower_is_better else 1 for task in tasks]
-    values = [task.headline_scale * scores[task.name][task.headline] for task in tasks]
-    return sum(sign * value for sign, value in zip(signs, values)) / len(tasks)
+    """Mean of the headline metrics, signed so that higher is better, to tell the best checkpoint by.
+
+    Over the `scored_tasks`: a task that no validation image has a label of says nothing. NaN where there are none.
+    """
+    counted = scored_tasks(tasks, scores)
+    signs = [-1 if task.lower_is_better else 1 for task in counted]
+    values = [task.headline_scale * scores[task.name][task.headline] for task in counted]
+    return sum(sign * value for sign, value in zip(signs, values)) / len(counted) if counted else math.nan
+
+
+def scored_tasks(tasks: list[Task], scores: Scores) -> list[Task]:
+    """Those whose headline is a number; NaN, or null in a file, is none."""
+    return [task for task in tasks if math.isfinite(_or_nan(scores[task.name][task.headline]))]
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

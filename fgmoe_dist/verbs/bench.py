@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from fgmoe_dist.arguments import add_json
+from fgmoe_dist.arguments import add_json, check_outputs
 from fgmoe_dist.files import write_json
 
 # Each module offers `add_arguments(parser)` and `run(args) -> figures`.
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_outputs(args)
     figures = importlib.import_module(BENCHES[args.bench][0]).run(args)
     if args.json:
         write_json(args.json, figures)

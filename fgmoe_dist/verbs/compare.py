@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fgmoe_dist.arguments import add_json
+from fgmoe_dist.arguments import add_json, add_output, check_outputs
 from fgmoe_dist.errors import UserError
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--unfinished", action="store_true", help="also runs that failed, were killed or still run")
     parser.add_argument("--all-metrics", action="store_true", help="every metric, not only each task's headline")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    add_output(parser, "--markdown", metavar="FILE", help="write the table there too")
     add_json(parser, "every run's record")
 
 
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.files import write_atomically, write_json
     from fgmoe_dist.tracking.compare import compare, to_json, to_markdown
 
+    check_outputs(args)
     records = _read(args)
     if not records:
         raise UserError("compare: there is no finished run; add --unfinished for the others")

@@ -7,20 +7,27 @@ torchrun --nproc-per-node 4 -m fgmoe_dist.cli evaluate --checkpoint runs/demo/ch
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from fgmoe_dist.arguments import add_checkpoint, add_json
-from fgmoe_dist.files import check_writable, write_json
-from fgmoe_dist.ranks import process_group
+from fgmoe_dist.arguments import add_checkpoint, add_json, add_output, check_outputs
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.files import write_json
+from fgmoe_dist.outputs import RESULTS, claim
+from fgmoe_dist.ranks import from_first, process_group
+
+if TYPE_CHECKING:
+    from fgmoe_dist.data.shardset import ShardSet
+    from fgmoe_dist.tasks import DatasetInfo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument("--shards", metavar="WHERE", help="shards to score on; by default the run's data.val")
-    parser.add_argument(
-        "--predictions", type=Path, metavar="DIR", help="also save every prediction as DIR/<task>/<id>.png|npy"
+    add_output(
+        parser, "--predictions", RESULTS, metavar="DIR", help="also save every prediction as DIR/<task>/<id>.png|npy"
     )
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw a panel of some images into DIR")
+    add_output(parser, "--pictures", RESULTS, metavar="DIR", help="also draw a panel of some images into DIR")
     parser.add_argument("--number-of-pictures", type=int, default=8, metavar="N", help="how many panels (default 8)")
     parser.add_argument(
         "--workers",
@@ -33,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.json:
-        check_writable(args.json, "--json")
+    check_outputs(args)
     with process_group() as ranks:
         from fgmoe_dist.checkpoints.checkpoint import load_model
         from fgmoe_dist.data.augment import EvalTransform
@@ -46,7 +52,9 @@ def run(args: argparse.Namespace) -> None:
 
         model, config, info = load_model(args.checkpoint)
         shards = ShardSet.open(args.shards or config.data.val)
+        _check_data(args, config.tasks, info, shards)
         observers = []
+        from_first(lambda: _claim(args))
         if args.pictures:
             observers.append(Painter(model.tasks, args.pictures, args.number_of_pictures, shards.samples, ranks))
         if args.predictions:
@@ -65,3 +73,23 @@ def run(args: argparse.Namespace) -> None:
             if args.json:
                 write_json(args.json, scores)
                 print(f"scores: {args.json}")
+
+
+def _check_data(args: argparse.Namespace, tasks: Sequence[str], trained_on: DatasetInfo, shards: ShardSet) -> None:
+    """UserError where the shards mean something else by a task, or have labels of none of them."""
+    from fgmoe_dist.tasks.agreement import differences
+
+    where = f"--shards {args.shards}" if args.shards else "data.val"
+    if not set(tasks) & set(shards.tasks):
+        raise UserError(f"{where}: has labels for {', '.join(shards.tasks)}, the model predicts {', '.join(tasks)}")
+    if found := differences(tasks, trained_on, shards, ("the checkpoint", where)):
+        raise UserError(
+            f"--checkpoint {args.checkpoint}: {'; '.join(found)}; name shards of the data set that it was trained on,"
+            " or save predictions with `fgmoe predict` and score them with `fgmoe score`"
+        )
+
+
+def _claim(args: argparse.Namespace) -> None:
+    for option in ("predictions", "pictures"):
+        if getattr(args, option):
+            claim(getattr(args, option), f"--{option}", RESULTS)

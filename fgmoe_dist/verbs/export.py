@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Iterator
 
-from fgmoe_dist.arguments import add_checkpoint, add_json
+from fgmoe_dist.arguments import add_checkpoint, add_json, add_output, check_outputs
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export import FORMATS
 from fgmoe_dist.files import whole_file, write_json
@@ -29,7 +29,7 @@ from fgmoe_dist.files import whole_file, write_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument("--format", required=True, choices=FORMATS, help="what to write, see above")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the file to write")
+    add_output(parser, "--output", required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
         "--tolerance",
         type=_tolerance,
@@ -49,11 +49,7 @@ def _tolerance(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> None:
-    from fgmoe_dist.files import check_writable
-
-    for option in ("output", "json"):
-        if getattr(args, option):
-            check_writable(getattr(args, option), f"--{option}")
+    check_outputs(args)
 
     from fgmoe_dist.checkpoints.checkpoint import load_model
     from fgmoe_dist.export.verify import differences

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgmoe_dist.arguments import add_config, add_json
+from fgmoe_dist.arguments import add_config, add_json, check_outputs
 from fgmoe_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.files import write_json
     from fgmoe_dist.planning.search import make_plan
 
+    check_outputs(args)
     config = load_config(args.config, args.set)
     _check(args)
     machine = _machine(args)

@@ -6,11 +6,11 @@ Same arguments, same bytes, whatever the number of workers; an interrupted run g
 import argparse
 import re
 import time
-from pathlib import Path
 
-from fgmoe_dist.arguments import add_json
+from fgmoe_dist.arguments import add_json, add_output, check_outputs
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
+from fgmoe_dist.outputs import ROOMS
 from fgmoe_dist.rooms import LAYOUTS, write_rooms
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout", required=True, choices=LAYOUTS, help="the archive to look like: its folders, its tasks"
     )
-    parser.add_argument("--out", required=True, type=Path, help="the data set's root folder, new or begun before")
+    add_output(parser, "--out", ROOMS, required=True, help="the data set's root folder, new or begun before")
     parser.add_argument("--train", required=True, type=int, help="number of training images")
     parser.add_argument("--val", required=True, type=int, help="number of validation images")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other rooms (default: %(default)s)")
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Render the set; prints where it is."""
     size = _size(args.size)
+    check_outputs(args)
     started = time.perf_counter()
     write_rooms(args.layout, args.out, args.train, args.val, args.seed, size, args.workers)
     seconds = time.perf_counter() - started

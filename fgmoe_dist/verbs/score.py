@@ -17,8 +17,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fgmoe_dist.arguments import add_json
+from fgmoe_dist.arguments import add_json, add_output, check_outputs
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.outputs import REPORT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", type=Path, metavar="FILE", help="scores of single-task models (as --json writes) for delta_m"
     )
     add_json(parser, "{task: {metric: value}}")
-    parser.add_argument("--details", type=Path, metavar="FILE", help="write per-class and per-image figures as JSON")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write DIR/index.html: figures, charts, images")
+    add_output(parser, "--details", metavar="FILE", help="write per-class and per-image figures as JSON")
+    add_output(parser, "--report", REPORT, metavar="DIR", help="write DIR/index.html: figures, charts, images")
 
 
 def _cores() -> int:
@@ -54,18 +55,14 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.evaluation.score_files import score
     from fgmoe_dist.evaluation.scores_json import read_scores
     from fgmoe_dist.evaluation.table import print_scores
-    from fgmoe_dist.files import check_writable, write_json
+    from fgmoe_dist.files import write_json
     from fgmoe_dist.metrics.delta_m import mean_gain, relative_gains
     from fgmoe_dist.tasks import create_tasks
 
     # What can be wrong is looked at before the work, which may take minutes.
-    for option, path in (("--json", args.json), ("--details", args.details)):
-        if path:
-            check_writable(path, option)
+    check_outputs(args)
     if args.workers < 1:
         raise UserError(f"--workers is {args.workers}; give the number of processes, 1 or more")
-    if args.report and args.report.is_file():
-        raise UserError(f"--report {args.report} is a file; name a folder")
     baseline = read_scores(args.baseline) if args.baseline else None
     info, parts = _labels(args, read_id_list(args.images) if args.images else None)
     tasks = create_tasks(list(dict.fromkeys(args.tasks or _predicted(args.predictions, info.tasks))), info)

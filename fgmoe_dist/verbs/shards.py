@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fgmoe_dist.arguments import add_config, add_json
+from fgmoe_dist.arguments import add_config, add_json, add_output, check_outputs
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
+from fgmoe_dist.outputs import DUMPED, SHARDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_outputs(args)
     {"check": _check, "build": _build, "verify": _verify, "dump": _dump, "features": _features}[args.action](args)
 
 
@@ -51,7 +53,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _add_build(parser: argparse.ArgumentParser) -> None:
     _add_data_set(parser)
     parser.add_argument("--split", required=True, metavar="train|val", help="which id list of the data set")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the shards and index.json")
+    add_output(parser, "--out", SHARDS, required=True, metavar="DIR", help="folder of the shards and index.json")
     parser.add_argument("--images", type=Path, metavar="FILE", help="build only the ids in this file, one per line")
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes (default 1)")
     parser.add_argument(
@@ -68,12 +70,12 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 def _add_dump(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", required=True, metavar="DIR", help="folder, brace pattern or URL of the set")
     parser.add_argument("--id", required=True, help="the archive's image id")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for ID.<task>.npy, ID.image.png")
+    add_output(parser, "--out", DUMPED, required=True, metavar="DIR", help="folder for ID.<task>.npy, ID.image.png")
 
 
 def _add_features(parser: argparse.ArgumentParser) -> None:
     add_config(parser, "configuration of the runs that will read them")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to name in data.train")
+    add_output(parser, "--out", SHARDS, required=True, metavar="DIR", help="folder to name in data.train")
     parser.add_argument(
         "--views", type=int, metavar="K", help="augmented views of each image (default: data.views, or else 4)"
     )

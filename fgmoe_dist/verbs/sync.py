@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fgmoe_dist.arguments import add_json
+from fgmoe_dist.arguments import add_json, check_outputs
 from fgmoe_dist.errors import UserError
 
 
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.tracking.run_folder import runs_in
     from fgmoe_dist.tracking.sync import sync
 
+    check_outputs(args)
     if args.uri == "none":
         raise UserError("--uri none: is no store; name one")
     done, problems = [], []

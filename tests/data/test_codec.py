@@ -95,6 +95,7 @@ def test_an_array_that_its_key_does_not_promise_is_refused(key, array, message):
         ("depth", "npy", b"", "depth is 0 bytes long"),
         ("depth", "npy", b"\x93NUMPY\x01\x00", "depth is no readable .npy"),
         ("depth", "npy", b"PK\x03\x04" + b"0" * 40, "depth is no readable .npy"),
+        ("depth", "npy", b"\x93NUMPY\x01\x00\x0c\x00{'descr': (\n ", "depth is no readable .npy"),
         ("semseg", "png", b"\x89PNG\r\n", "semseg is no readable png"),
     ],
 )

@@ -242,7 +242,49 @@ def test_a_list_of_patterns_takes_the_first_that_exists(kitchen):
             lambda v: (v["tasks"]["semseg"].update(clases=[1]), v["tasks"]["depth"].update(unit=0), v.pop("splits")),
             r"splits: field required; tasks\.depth\.unit=0: input.*; tasks\.semseg\.clases: no such key",
         ),
-        (lambda v: v.update(name="My Kitchen"), "name='My Kitchen': string should match"),
+        (lambda v: v.update(name="My Kitchen"), "name=.My Kitchen.: string should match"),
+        (lambda v: v.update(nmae=v.pop("name")), "name: field required; nmae: no such key; did you mean name"),
+        (
+            lambda v: v["tasks"]["depth"].update(invald=[1]),
+            "tasks.depth.invald: no such key; did you mean tasks.depth.inv",
+        ),
+        (lambda v: v["tasks"].update(depht=v["tasks"].pop("depth")), r"tasks.depht: no such task \(do you mean depth"),
+        (lambda v: v["tasks"]["albedo"].update(kind=["vectors"]), "tasks.albedo.kind: no kind \\['vectors'\\]"),
+        (lambda v: v["tasks"].update(semseg=5), "tasks.semseg=5: give a mapping"),
+        (lambda v: v["tasks"]["semseg"].update(first=0), "ignore: value 0 is the class wall"),
+        (lambda v: v["tasks"]["semseg"].update(ignore=[4]), "ignore: value 4 is the class cup"),
+        (lambda v: v["tasks"]["semseg"].update(classes=["a", "b", "a"]), "classes: a is named 2 times"),
+        (lambda v: v["tasks"]["semseg"].update(classes=["a", " "]), "a class has no name"),
+        (
+            lambda v: v["tasks"]["semseg"].update(classes=["a", True]),
+            "classes.1=True: input should be a valid string; in q",
+        ),
+        (
+            lambda v: v["tasks"]["semseg"].update(classes={"a": 1, "b": 2}),
+            "first=1: classes gives each class its values",
+        ),
+        (lambda v: v["tasks"]["human_parts"].update(first=0), "first=0: classes gives each class its values"),
+        (
+            lambda v: v["tasks"]["human_parts"].update(
+                classes={"a": [0, 7], "b": 3, "c": 7, "d": [3, 4]}, ignore=[9, 4]
+            ),
+            "value 7 is both a and c.*; classes: value 3 is both b and d.*; ignore: value 4 is the class d",
+        ),
+        (
+            lambda v: v["tasks"]["human_parts"].update(classes={"a": True}),
+            "yaml: tasks.human_parts.classes: give a number, not a truth value$",
+        ),
+        (
+            lambda v: v["tasks"]["human_parts"].update(classes={"a": -1}),
+            "kitchen.yaml: tasks.human_parts.classes.a=-1: input should be greater[^;]*$",
+        ),
+        (lambda v: v["tasks"]["depth"].update(unit=float("inf")), "tasks.depth.unit=inf: input should be a finite"),
+        (lambda v: v["tasks"]["depth"].update(unit=float("nan")), "tasks.depth.unit=nan: input should be a finite"),
+        (lambda v: v["tasks"]["depth"].update(unit=True), "tasks.depth.unit=True: give a number"),
+        (lambda v: (v["tasks"]["depth"].pop("unit"), v["tasks"]["depth"].update(factor=True)), "factor: give a number"),
+        (lambda v: v["tasks"]["disparity"].update(unit=True), "tasks.disparity.unit=True: input should be a valid str"),
+        (lambda v: v["tasks"]["albedo"].update(range=[0, float("inf")]), "range.1=inf: input should be a finite"),
+        (lambda v: v["tasks"]["edge"].update(max_dist=float("nan")), "tasks.edge.max_dist=nan"),
         (lambda v: v.update(root="nowhere"), "root .*nowhere is no folder"),
         (lambda v: v["splits"].update(train="train.txt"), "cannot read the id list .*train.txt"),
     ],
@@ -251,6 +293,58 @@ def test_mistakes_are_named_in_one_line(kitchen, change, message):
     with pytest.raises(UserError, match=message) as caught:
         open_layout(_change(kitchen, change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: kitchen", "name: kitchen\nname: hall", r"name is given twice \(lines 6 and 7\)"),
+        ("    unit: 0.001", "    unit: 0.001\n    unit: 0.002", "tasks.depth.unit is given twice"),
+        ("  depth:  ", "  sal: {file: 'x/{id}'}\n  depth:  ", "tasks.sal is given twice"),
+        (
+            "{background: 0, arm",
+            "{background: 0, background: 1, arm",
+            "tasks.human_parts.classes.background is given tw",
+        ),
+        ("[wall, floor, table, cup]", "[null, floor, table, cup]", "tasks.semseg.classes.0=None: input should be a"),
+        ("    unit: 0.001", "    unit: 1:30", "tasks.depth.unit='1:30': input should be a valid number"),
+    ],
+)
+def test_what_is_written_twice_or_in_two_meanings_is_refused(kitchen, old, new, message):
+    text = (kitchen / "kitchen.yaml").read_text()
+    assert old in text
+    (kitchen / "kitchen.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=message) as caught:
+        open_layout(kitchen / "kitchen.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_words_of_a_description_are_taken_as_they_are_written(kitchen):
+    text = (kitchen / "kitchen.yaml").read_text()
+    for old, new in {
+        "[wall, floor, table, cup]": "[no, yes, 010, 2024-01-01]",
+        "{background: 0, arm: [3, 4], hand: 7}": "{off: 010, on: [1_1, 012], 1:30: 7}",
+        "unit: 0.001": "unit: 1e-3",
+        "invalid: [65535]": "invalid: [65_535, .nan]",
+    }.items():
+        assert old in text
+        text = text.replace(old, new, 1)
+    (kitchen / "kitchen.yaml").write_text(text)
+    layout = open_layout(kitchen / "kitchen.yaml")
+    assert layout.classes["semseg"] == ("no", "yes", "010", "2024-01-01")
+    parts = layout.described["human_parts"]
+    assert (parts.names, list(parts.values())) == (("off", "on", "1:30"), [[10], [11, 12], [7]])
+    depth = layout.described["depth"]
+    assert depth.unit == 0.001 and depth.invalid[0] == 65535
+
+
+def test_a_default_gives_way_to_what_is_written(kitchen):
+    """255 is ignored where nobody says otherwise; who names it as a class means the class."""
+
+    def change(values):
+        values["tasks"] = {"semseg": {"file": "semseg/{id}.png", "classes": {"a": [0, 1, 2, 3, 4], "b": 255}}}
+
+    assert open_layout(_change(kitchen, change)).read("a")["semseg"][0].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
 
 
 def test_values_without_a_class_and_unknown_splits_are_named(kitchen):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from fgmoe_dist.data.post import Parcel, Post
+from fgmoe_dist.data.post import Parcel, Post, shared_memory
+from fgmoe_dist.errors import UserError
 
 DTYPES = (torch.uint8, torch.float16, torch.float32, torch.int64, torch.bool)
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -123,3 +124,37 @@ def test_with_a_gpu_values_come_pinned():
     assert [value["n"] for value in values] == list(range(20))
     assert all(value["x"].is_pinned() and value["x"].cuda().eq(value["n"]).all() for value in values)
     assert len(post.buffers) < 20
+
+
+class WithoutRoom(IterableDataset):
+    """Sends a batch by a post; what a worker meets of the user's comes as `told`."""
+
+    def __init__(self, post):
+        self.post = post
+
+    def __iter__(self):
+        def refuse(size):
+            raise RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+            )
+
+        torch.UntypedStorage._new_shared = refuse
+        try:
+            self.post.send(get_worker_info().id, {"image": torch.zeros(3 * 2**20, dtype=torch.uint8)})
+        except UserError as error:
+            yield str(error)
+
+
+def test_shared_memory_that_is_too_small_is_told_with_the_cure():
+    loader = DataLoader(WithoutRoom(Post(1, CONTEXT)), None, num_workers=1, multiprocessing_context=CONTEXT)
+    (line,) = loader
+    for part in ("/dev/shm has", "3 MiB are wanted at once", "--shm-size=2g", "data.workers=0"):
+        assert part in line
+    assert "\n" not in line
+
+
+def test_another_mistake_is_no_matter_of_shared_memory():
+    with pytest.raises(RuntimeError, match="^shape$"), shared_memory():
+        raise RuntimeError("shape")
+    with pytest.raises(UserError, match="Read-only file system"), shared_memory():
+        raise OSError(30, "Read-only file system")

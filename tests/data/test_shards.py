@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from fgmoe_dist.data import shard_writer
 from fgmoe_dist.data.layouts import open_layout
 from fgmoe_dist.data.shards import build_shards, dump_sample, verify_shards
-from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
+from fgmoe_dist.data.shardset import ShardSet, _index_of, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 from tests.archives import write_nyud, write_pascal
 from tests.damage import add, drop, npy, png, replace, rewrite
@@ -211,3 +212,63 @@ def test_mistakes_in_where_are_named(built, pascal, tmp_path):
     (built / "index.json").write_text("{}")
     with pytest.raises(UserError, match="not of format 1"):
         ShardSet.open(built)
+
+
+@pytest.mark.parametrize("repair", ["mended", "removed"])
+def test_a_build_goes_on_after_a_bad_file_was_repaired_or_removed(tmp_path, repair, capsys):
+    whole = open_layout("nyud", write_nyud(tmp_path / "whole"))
+    layout = open_layout("nyud", write_nyud(tmp_path / "NYUDv2"))
+    damaged = layout.image_path("0003")
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[: len(good) // 2])
+    with pytest.raises(UserError, match=damaged.name):
+        build_shards(layout, "train", tmp_path / "out", samples_per_shard=1)
+    assert (tmp_path / "out/plan.json").exists()
+    if repair == "mended":
+        damaged.write_bytes(good)
+        ids = None
+    else:
+        ids = [id_ for id_ in layout.ids("train") if id_ != "0003"]
+    build_shards(layout, "train", tmp_path / "out", samples_per_shard=1, ids=ids)
+    assert "begins again" in capsys.readouterr().out
+    build_shards(whole, "train", tmp_path / "alone", samples_per_shard=1, ids=ids)
+    made, expected = _bytes(tmp_path / "out"), _bytes(tmp_path / "alone")
+    assert made.keys() == expected.keys() and all(made[n] == expected[n] for n in made if n.endswith(".tar"))
+
+
+@pytest.mark.parametrize("name", ["my.tar.d", "my.tars", "set.tar", "a.tar/b", "x.tar.gz", "a.tar/b.tar"])
+def test_folders_may_have_tar_in_their_names(built, tmp_path, name):
+    shutil.copytree(built, tmp_path / name)
+    whole = ShardSet.open(built)
+    assert ShardSet.open(tmp_path / name).samples == whole.samples
+    assert verify_shards(f"{tmp_path}/{name}/") == []
+    one = ShardSet.open(f"{tmp_path}/{name}/nyud-train-000001.tar")
+    assert [shard.name for shard in one.shards] == ["nyud-train-000001.tar"]
+    piped = ShardSet.open(f"pipe:cat {tmp_path}/{name}/nyud-train-00000{{0..1}}.tar")
+    assert [len(read_shard(shard)) for shard in piped.shards] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("url", "index", "name"),
+    [
+        ("https://h/a.tar/train", "https://h/a.tar/train/index.json", None),
+        ("https://h/x/a-0.tar?sig=p/q.tar&x=1", "https://h/x/index.json?sig=p/q.tar&x=1", "a-0.tar"),
+        ("s3://b/x.tar/", "s3://b/x.tar/index.json", None),
+        ("pipe:aws s3 cp s3://b.tar.x/a-0.tar -", "pipe:aws s3 cp s3://b.tar.x/index.json -", "a-0.tar"),
+        ("pipe:curl 'https://h/a.tar?k=1'", "pipe:curl 'https://h/index.json?k=1'", "a.tar"),
+    ],
+)
+def test_where_the_index_of_an_address_lies(url, index, name):
+    assert _index_of(url) == (index, name)
+
+
+def test_nothing_is_built_or_dumped_into_somebody_elses_folder(nyud, built, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="theirs holds what is not shards of ours .notes.txt"):
+        build_shards(nyud, "train", tmp_path / "theirs")
+    with pytest.raises(UserError, match="theirs holds what is not dumped samples of ours"):
+        dump_sample(built, "0001", tmp_path / "theirs")
+    for id_ in ("0001", "0002", "0001"):  # several into one folder, and again
+        dump_sample(built, id_, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["notes.txt"]

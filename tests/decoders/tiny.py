@@ -26,7 +26,10 @@ LEVELS = Levels((24, 24), (16, 16))
 
 # What makes a decoder small: of these, the keys that it has, and those of its own.
 SMALL = {"channels": 16, "stride": 8, "mixer_depth": 1}
-OWN: dict[str, dict[str, Any]] = {"mti_net": {"scales": 2}}
+OWN: dict[str, dict[str, Any]] = {
+    "mti_net": {"scales": 2},
+    "mlore": {"ranks": [2, 3, 4], "own_rank": 2, "top_k": 2},
+}
 
 
 def settings_of(kind: str) -> dict[str, Any]:

@@ -24,6 +24,12 @@ class Wrong(AssertionError):
     """The input was taken, but what was made of it is not right."""
 
 
+def must(holds: bool, what: str) -> None:
+    """`Wrong` unless it holds."""
+    if not holds:
+        raise Wrong(what)
+
+
 class Hangs(BaseException):
     """A case took too long. No `Exception`, so that nothing which recovers from errors recovers from it."""
 
@@ -88,7 +94,7 @@ def _end_of(target: Target, work: Path) -> tuple[str, str]:
             target.use(work)
         return "right", ""
     except UserError as error:
-        return ("refused", "") if _is_one_line(str(error)) else ("many lines", str(error))
+        return ("refused", "") if _is_one_line(str(error)) else ("many lines", f"UserError: {str(error)!r}")
     except (SystemExit, Exception, Hangs) as error:
         if isinstance(error, SystemExit) and error.code == 2:
             return "refused", ""  # argparse

@@ -219,3 +219,13 @@ def _odd_picture(path: Path, rng: random.Random) -> str:
     except (OSError, ValueError):  # a form that cannot hold such a picture
         picture.convert("RGB").save(path, "PNG")
     return f"{kind} as {other}"
+
+
+def one_of(folder: Path, rng: random.Random, *patterns: str) -> Path:
+    """A file in a folder."""
+    return rng.choice(sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file()))
+
+
+def spoil_one(*patterns: str) -> Callable[[Path, random.Random], str]:
+    """Changes one of the files that fit."""
+    return lambda folder, rng: spoil_file(one_of(folder, rng, *patterns), rng)

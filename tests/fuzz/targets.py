@@ -8,7 +8,7 @@ import importlib
 import json
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,11 @@ import yaml
 
 from fgmoe_dist.data.layouts import open_layout
 from fgmoe_dist.labels import Label
-from tests.archives import write_nyud, write_pascal
-from tests.fuzz.harness import Target, Wrong
-from tests.fuzz.mutate import ODD, spoil_bytes, spoil_file, spoil_tree
-from tests.miniatures import CONFIGS, WRITERS
+from tests.archives import write_nyud
+from tests.fuzz.data import DATA_TARGETS
+from tests.fuzz.harness import Target, must
+from tests.fuzz.mutate import ODD, spoil_file, spoil_one
 from tests.runs import SETTINGS
-
-
-def _must(holds: bool, what: str) -> None:
-    if not holds:
-        raise Wrong(what)
-
-
-def _one_of(folder: Path, rng: random.Random, *patterns: str) -> Path:
-    return rng.choice(sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file()))
-
-
-def _spoil_one(*patterns: str) -> Callable[[Path, random.Random], str]:
-    return lambda folder, rng: spoil_file(_one_of(folder, rng, *patterns), rng)
-
 
 # Configurations.
 
@@ -56,7 +42,7 @@ def _use_config(folder: Path) -> None:
     overrides = json.loads((folder / "overrides.json").read_text())
     config = load_config(folder / "config.yaml", overrides)
     (folder / "again.yaml").write_text(to_yaml(config))
-    _must(load_config(folder / "again.yaml") == config, "the configuration written and read again is another")
+    must(load_config(folder / "again.yaml") == config, "the configuration written and read again is another")
 
 
 def _spoil_config(folder: Path, rng: random.Random) -> str:
@@ -81,106 +67,6 @@ def _spoil_config(folder: Path, rng: random.Random) -> str:
     values.append(f"{rng.choice(keys)}={value}" if rng.random() < 0.9 else str(value))
     (folder / "overrides.json").write_text(json.dumps(values))
     return f"--set {values[-1]!r}"[:100]
-
-
-# Data sets on disk.
-
-
-def _check_sample(layout: Any, sample: dict[str, np.ndarray]) -> None:
-    for key, stored in sample.items():
-        if key != "image":
-            _must(layout.labels[key].strange(stored).size == 0, f"{key} holds values out of its range")
-
-
-def _read_all(layout: Any) -> None:
-    for split in layout.splits:
-        for id_ in layout.ids(split)[:4]:
-            _check_sample(layout, layout.stored(id_))
-
-
-def _archive(name: str, write: Callable[[Path], Path], patterns: tuple[str, ...], weight: int) -> Target:
-    def use(folder: Path) -> None:
-        layout = open_layout(name, folder)
-        for split in layout.splits:
-            for id_ in layout.ids(split):
-                _check_sample(layout, layout.stored(id_))
-
-    def prepare(folder: Path) -> None:
-        folder.rmdir()
-        write(folder)
-
-    return Target(name, prepare, _spoil_one(*patterns), use, weight)
-
-
-def _described(name: str) -> Target:
-    def prepare(folder: Path) -> None:
-        WRITERS[name](folder / "data")
-        values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-        if name == "taskonomy":
-            values["splits"] = {"train": "rgb/allensville", "val": ["rgb/darden"]}
-        (folder / "set.yaml").write_text(yaml.safe_dump({**values, "root": "data"}, sort_keys=False))
-
-    def spoil(folder: Path, rng: random.Random) -> str:
-        return spoil_file(folder / "set.yaml" if rng.random() < 0.6 else _one_of(folder / "data", rng, "**/*.*"), rng)
-
-    return Target(f"described_{name}", prepare, spoil, lambda folder: _read_all(open_layout(folder / "set.yaml")), 4)
-
-
-def _write_archive(folder: Path) -> None:
-    folder.rmdir()
-    write_nyud(folder)
-
-
-def _use_check(folder: Path) -> None:
-    from fgmoe_dist.data.check import check_data_set
-
-    report = check_data_set("nyud", folder)
-    _must(all(len(fault.splitlines()) == 1 for fault in report.faults), "a fault of several lines")
-    json.dumps(report.figures())
-
-
-# Shards.
-
-
-def _write_shards(folder: Path) -> None:
-    from fgmoe_dist.data.shards import build_shards
-
-    root = folder.parent / "for_shards"
-    shutil.rmtree(root, ignore_errors=True)
-    build_shards(open_layout("nyud", write_nyud(root)), "train", folder / "shards", samples_per_shard=2)
-    truth = {key: value for key, value in _samples(folder / "shards").items()}
-    np.savez(folder / "truth.npz", **truth)
-
-
-def _samples(where: Path) -> dict[str, np.ndarray]:
-    from fgmoe_dist.data.shardset import ShardSet, decode_sample, read_shard
-
-    shardset = ShardSet.open(where)
-    found = {}
-    for shard in shardset.shards:
-        for id_, entries in read_shard(shard).items():
-            for key, value in decode_sample(shard, id_, entries, tuple(entries)).items():
-                if key != "id":
-                    found[f"{id_}.{key}"] = value
-    return found
-
-
-def _use_shards(folder: Path) -> None:
-    from fgmoe_dist.data.shards import summary, verify_shards
-    from fgmoe_dist.data.shardset import ShardSet
-    from fgmoe_dist.files import plain
-    from fgmoe_dist.tasks import create_tasks
-
-    shardset = ShardSet.open(folder / "shards")
-    json.dumps(plain(summary(shardset)), allow_nan=False)
-    create_tasks(list(shardset.tasks), shardset)
-    faults = verify_shards(folder / "shards")
-    _must(all(len(fault.splitlines()) == 1 for fault in faults), "a fault of several lines")
-    found = _samples(folder / "shards")  # what verify has doubts about may raise, or read as something else
-    if not faults:
-        with np.load(folder / "truth.npz") as truth:
-            for key in found.keys() & set(truth.files):
-                _must(np.array_equal(found[key], truth[key]), f"{key} has changed and verify says whole")
 
 
 # Checkpoints, exported models.
@@ -232,7 +118,7 @@ def _use_model(folder: Path) -> None:
     from fgmoe_dist.checkpoints.checkpoint import load_model
 
     model, _, state = load_model(folder)
-    _must(list(state.tasks) == [task.name for task in model.tasks], "the model has other tasks than its checkpoint")
+    must(list(state.tasks) == [task.name for task in model.tasks], "the model has other tasks than its checkpoint")
 
 
 def _write_export(folder: Path) -> None:
@@ -240,7 +126,7 @@ def _write_export(folder: Path) -> None:
 
     model, state = _tiny_model()
     convert_model(model, state, "safetensors")(folder / "model.safetensors")
-    _must(bool(about(model, state)), "an exported model says what it is")
+    must(bool(about(model, state)), "an exported model says what it is")
 
 
 def _use_export(folder: Path) -> None:
@@ -275,7 +161,7 @@ def _write_predictions(folder: Path) -> None:
         "species": rng.integers(0, 300, size_hw).astype(np.uint16),
         "motion": rng.uniform(-1, 1, (*size_hw, 2)).astype(np.float32),
     })  # fmt: skip
-    _must(len(create_tasks(_Info.tasks, _Info())) == 7, "the tasks are known")
+    must(len(create_tasks(_Info.tasks, _Info())) == 7, "the tasks are known")
 
 
 def _use_predictions(folder: Path) -> None:
@@ -298,7 +184,7 @@ def _score(label: Label, task: Any, prediction: np.ndarray) -> None:
         truth = np.full((*size_hw, label.channels), 1 / np.sqrt(label.channels), np.float32)
     sample = {"id": "a", task.name: truth, "boundary": truth}
     meter.update(prediction, sample)
-    _must(bool(np.isfinite(meter.state()).all()), f"{task.name}: the meter's sums are {meter.state()}")
+    must(bool(np.isfinite(meter.state()).all()), f"{task.name}: the meter's sums are {meter.state()}")
 
 
 def _write_photographs(folder: Path) -> None:
@@ -318,7 +204,7 @@ def _use_photographs(folder: Path) -> None:
     for path in list_images(folder).values():
         image_HWC = read_image(path)
         right = image_HWC.dtype == np.uint8 and image_HWC.ndim == 3 and image_HWC.shape[2] == 3 and image_HWC.size > 0
-        _must(right, f"{path.name} is {image_HWC.dtype} {image_HWC.shape}")
+        must(right, f"{path.name} is {image_HWC.dtype} {image_HWC.shape}")
 
 
 def _write_run(folder: Path) -> None:
@@ -390,8 +276,8 @@ def _use_environment(folder: Path) -> None:
 
     values = json.loads((folder / "environment.json").read_text())
     place = read_environment(values)
-    _must(0 <= place.rank < place.world and place.local_rank >= 0, f"{place} is no place among ranks")
-    _must(place.world == int(values.get("WORLD_SIZE", 1)), f"{place} is of another world than {values}")
+    must(0 <= place.rank < place.world and place.local_rank >= 0, f"{place} is no place among ranks")
+    must(place.world == int(values.get("WORLD_SIZE", 1)), f"{place} is of another world than {values}")
 
 
 LINES = {
@@ -430,7 +316,7 @@ def _write_lines(folder: Path) -> None:
     (folder / "a_folder/mine.txt").write_text("x")
     _write_config(folder)
     _write_run(folder / "runs")
-    (folder / "line.json").write_text("[]")
+    (folder / "line.json").write_text(json.dumps(["shards", "verify", "shards"]))
 
 
 def _spoil_line(folder: Path, rng: random.Random) -> str:
@@ -461,48 +347,20 @@ def _use_line(folder: Path) -> None:
     try:
         module.run(parser.parse_args(rest))
     except SystemExit as error:
-        _must(error.code in (0, 2, None), f"exit code {error.code}")
-    _must(
-        (folder / "a_folder/mine.txt").read_text() == "x" and (folder / "a_file").read_text() == "x", "a file is lost"
-    )
-
-
-def _spoil_index_or_tar(folder: Path, rng: random.Random) -> str:
-    path = folder / "shards/index.json"
-    if rng.random() < 0.5:
-        return spoil_file(path if rng.random() < 0.8 else _one_of(folder, rng, "shards/*.tar"), rng)
-    # An index that agrees with a spoilt tar, so that what lies behind the checksum is read.
-    import hashlib
-
-    index = json.loads(path.read_text())
-    tar = _one_of(folder, rng, "shards/*.tar")
-    data, told = spoil_bytes(tar.read_bytes(), rng)
-    tar.write_bytes(data)
-    for record in index["shards"]:
-        if record["name"] == tar.name:
-            record.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    index_of_it, what = spoil_tree(index, rng) if rng.random() < 0.2 else (index, "")
-    path.write_text(json.dumps(index_of_it))
-    # The checksum is right, so nobody can tell a flipped pixel; whatever is read must still be in range.
-    (folder / "truth.npz").unlink()
-    np.savez(folder / "truth.npz")
-    return f"{tar.name}: {told}, and its checksum; {what}"
+        must(error.code in (0, 2, None), f"exit code {error.code}")
+    must((folder / "a_folder/mine.txt").read_text() == "x", "a file is lost that nobody named")
 
 
 TARGETS = [
     Target("config", _write_config, _spoil_config, _use_config, 8),
-    _archive("nyud", write_nyud, ("*/*.png", "*/*.npy", "gt_sets/*.txt"), 6),
-    _archive("pascal", write_pascal, ("**/*.png", "**/*.mat", "**/*.jpg", "**/*.txt"), 4),
-    *map(_described, WRITERS),
-    Target("check", _write_archive, _spoil_one("*/*.*"), _use_check, 2),
-    Target("shards", _write_shards, _spoil_index_or_tar, _use_shards, 6),
-    Target("state", _write_checkpoint, _spoil_one("checkpoints/*/state.json", "checkpoints/latest"), _use_state, 6),
-    Target("weights", _write_checkpoint, _spoil_one("checkpoints/*/*"), _use_model, 1),
-    Target("export", _write_export, _spoil_one("*.safetensors"), _use_export, 1),
-    Target("predictions", _write_predictions, _spoil_one("*/*"), _use_predictions, 6),
-    Target("photographs", _write_photographs, _spoil_one("*"), _use_photographs, 3),
-    Target("runs", _write_run, _spoil_one("*/*", "*/eval/*"), _use_runs, 3),
-    Target("figures", _write_figures, _spoil_one("*.json"), _use_figures, 2),
+    *DATA_TARGETS,
+    Target("state", _write_checkpoint, spoil_one("checkpoints/*/state.json", "checkpoints/latest"), _use_state, 6),
+    Target("weights", _write_checkpoint, spoil_one("checkpoints/*/*"), _use_model, 1),
+    Target("export", _write_export, spoil_one("*.safetensors"), _use_export, 1),
+    Target("predictions", _write_predictions, spoil_one("*/*"), _use_predictions, 6),
+    Target("photographs", _write_photographs, spoil_one("*"), _use_photographs, 3),
+    Target("runs", _write_run, spoil_one("*/*", "*/eval/*"), _use_runs, 3),
+    Target("figures", _write_figures, spoil_one("*.json"), _use_figures, 2),
     Target("environment", _write_environment, _spoil_environment, _use_environment, 3),
     Target("line", _write_lines, _spoil_line, _use_line, 6),
 ]

@@ -72,7 +72,7 @@ def test_another_file_is_refused_in_one_line(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match="fgmoe bench machine") as raised:
         read_machine(tmp_path / "x.json")
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) and str(raised.value).count("x.json") == 1  # and not to write over it
     with pytest.raises(UserError, match="none.json"):
         read_machine(tmp_path / "none.json")
 

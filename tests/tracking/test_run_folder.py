@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fgmoe_dist.errors import UserError
+from fgmoe_dist.errors import CannotWrite, UserError
 from fgmoe_dist.tracking.run_folder import RunFolder
 
 
@@ -106,3 +106,53 @@ def test_a_folder_that_cannot_be_is_the_users_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="run.dir=.*file"):
         RunFolder(tmp_path / "file" / "a").create("")
+
+
+def test_what_somebody_laid_into_a_run_stays(folder):
+    for name in ("eval/notes.json", "eval/\u00b2.json", "pictures/30/x.txt", "pictures/album/x.png"):
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_text("mine")
+    (folder.pictures(30) / "x.png").write_bytes(b"ours")
+    folder.write_evaluation(30, {})
+    folder.create("")
+    left = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*.*") if path.is_file()}
+    assert left == {
+        ".fgmoe",
+        "config.yaml",
+        "eval/notes.json",
+        "eval/\u00b2.json",
+        "pictures/30/x.txt",
+        "pictures/album/x.png",
+    }
+
+
+DAMAGE = {
+    "config.yaml: cannot be read": ("config.yaml", b"- a\n- b\n", RunFolder.settings),
+    "config.yaml: cannot be read;": ("config.yaml", b"\xff\xfe", RunFolder.settings),
+    "config.yaml: its run is no section": ("config.yaml", b"run: [a]\n", RunFolder.settings),
+    "config.yaml: its tracking is no section": ("config.yaml", b"tracking: null\n", RunFolder.settings),
+    "about.json: is not what a run writes": ("about.json", b"[1]", RunFolder.about),
+    "about.json: is no valid JSON": ("about.json", b"{", RunFolder.about),
+    "eval/4.json: is not what a run writes": ("eval/4.json", b'{"depth": 1}', RunFolder.evaluations),
+    "eval/4.json: is not what a run": ("eval/4.json", b"[]", RunFolder.evaluations),
+    "metrics.jsonl: holds a line without a step": ("metrics.jsonl", b"junk\n", RunFolder.metrics),
+    "metrics.jsonl: holds a line without": ("metrics.jsonl", b"[1]\n", RunFolder.metrics),
+    "metrics.jsonl: holds a line": ("metrics.jsonl", b'{"step": "1"}\n', RunFolder.metrics),
+    "metrics.jsonl: holds": ("metrics.jsonl", b"\xff\n", RunFolder.metrics),
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGE)
+def test_a_file_that_is_not_what_a_run_writes_is_named(folder, fault):
+    name, content, read = DAMAGE[fault]
+    (folder.path / name).parent.mkdir(exist_ok=True)
+    (folder.path / name).write_bytes(content)
+    with pytest.raises(UserError, match=fault) as error:
+        read(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_disk_that_is_full_is_told_in_a_line(folder):
+    (folder.path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(CannotWrite, match="metrics.jsonl: cannot be written .No space left"):
+        folder.append(1, {"loss": 1.0})

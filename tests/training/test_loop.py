@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -49,6 +50,25 @@ def test_a_path_is_where_a_run_starts_and_its_own_checkpoints_are_where_it_goes_
         choose(tmp_path / "nowhere")
     with pytest.raises(UserError, match="--resume never would overwrite"):
         choose("never")
+
+
+def test_only_a_folder_without_any_checkpoint_is_started_afresh(tmp_path, capsys):
+    def choose(how="auto"):
+        return choose_checkpoint(RunFolder(tmp_path), how, configuration())
+
+    assert choose() is None and choose("never") is None
+    first, second = checkpoint_of(tmp_path, 1), checkpoint_of(tmp_path, 2)
+    shutil.rmtree(second)
+    assert choose() == first
+    assert re.fullmatch(
+        r"\S+/latest names step-00000002, which is not there; step-00000001 is .*\n", capsys.readouterr().out
+    )
+    (first / "state.json").unlink()
+    for how in ("auto", "never"):
+        with pytest.raises(UserError, match="yet holds step-00000001, which is not whole.*name another run.dir"):
+            choose(how)
+    other = checkpoint_of(tmp_path / "other", 5)
+    assert choose(other) == other
 
 
 LIMIT = dict(max_ranks_per_token=2)
@@ -126,3 +146,34 @@ def test_what_a_run_leaves_says_the_groups_it_used(runs):
     with pytest.raises(AssertionError, match="in 2 groups, this run's would be in 1, .* set experts.groups=2"):
         runs.train("run", 1, **limit)
     assert not runs.train("other", 1, resume=str(folder), experts__groups=2, **limit)
+
+
+@pytest.mark.slow
+def test_a_run_never_begins_again_in_silence(runs, capfd):
+    changes = dict(FEW, train__checkpoint_every=1, train__poly_power=0)
+    runs.train("run", 1, train__steps=3, **changes)
+    before = RunFolder(runs.folder("run")).metrics()
+    shutil.rmtree(runs.folder("run") / "checkpoints/step-00000003")
+    lines = runs.train("run", 1, train__steps=3, **changes)
+    assert [line["step"] for line in lines] == [1, 2, 3] and [x["loss"] for x in lines] == [x["loss"] for x in before]
+    assert lines[0] == before[0] and "latest names step-00000003" in capfd.readouterr().out
+
+    runs.train("run", 1, train__steps=2, **changes)  # fewer than there are
+    assert "stands at step 3 already, beyond train.steps=2" in capfd.readouterr().out
+    assert [line["step"] for line in runs.metrics("run")] == [1, 2, 3]
+
+    shutil.rmtree(runs.folder("run") / "checkpoints")  # of all that was, records alone
+    lines = runs.train("run", 1, train__steps=1, **changes)
+    assert "starts over, in place of what it logged to step 3" in capfd.readouterr().out and len(lines) == 1
+
+
+def test_a_run_touches_no_folder_of_somebody_elses(runs):
+    folder = runs.folder("theirs")
+    for name in ("config.yaml", "eval/2023.json", "pictures/2024/x.txt", "checkpoints/step-1.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+    for resume in ("auto", "never"):
+        with pytest.raises(AssertionError, match="theirs: holds what is not a run of ours"):
+            runs.train("theirs", 1, resume=resume, train__steps=1, **FEW)
+    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before

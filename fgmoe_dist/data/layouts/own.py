@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 import numpy as np
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from fgmoe_dist.data.layouts.base import Layout, words
 from fgmoe_dist.data.layouts.photographs import Photographs
@@ -25,20 +24,21 @@ from fgmoe_dist.data.layouts.sections import (
     SECTIONS,
     Edges,
     Files,
-    Part,
     Section,
     listed,
 )
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import KINDS
 from fgmoe_dist.plugins import HINT
-from fgmoe_dist.settings import explain_validation
+from fgmoe_dist.settings import Section as SettingsSection
+from fgmoe_dist.settings import explain_validation, validate
 from fgmoe_dist.tasks import TASKS, create_tasks
+from fgmoe_dist.yaml_files import read_yaml
 
 ALL_KEYS = "configs/datasets/example.yaml shows all"
 
 
-class Description(Part):
+class Description(SettingsSection):
     """The whole YAML file."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
@@ -175,24 +175,19 @@ class OwnLayout(Layout):
 
 def _read_description(path: Path) -> tuple[Description, dict[str, Section]]:
     """The file and its tasks, the known ones first; `UserError` that names all mistakes in it."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"data set file {path} cannot be read ({' '.join(str(error).split())})") from error
-    faults: list[str] = []
-    sections: dict[str, Section] = {}
-    try:
-        description = Description.model_validate(values)
-    except ValidationError as error:
-        faults += explain_validation(error, Description, ALL_KEYS)
-    tasks = values.get("tasks") if isinstance(values, dict) else None
+    values, faults, sections = read_yaml(path), [], {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: describes no data set; configs/datasets/example.yaml shows what it may say")
+    description, mistakes = validate(Description, values)
+    faults += explain_validation(mistakes, Description, ALL_KEYS)
+    tasks = values.get("tasks")
     for task, part in tasks.items() if isinstance(tasks, dict) else ():
         if isinstance(part, dict):
             try:
                 section = _section(task, part)
-                sections[task] = section.model_validate({key: value for key, value in part.items() if key != "kind"})
-            except ValidationError as error:
-                faults += explain_validation(error, section, ALL_KEYS, above=f"tasks.{task}")
+                said = {key: value for key, value in part.items() if key != "kind"}
+                sections[task], mistakes = validate(section, said)
+                faults += explain_validation(mistakes, section, ALL_KEYS, f"tasks.{task}")
             except UserError as error:
                 faults.append(str(error))
     if not faults:
@@ -229,18 +224,17 @@ def _section(task: str, part: dict[str, Any]) -> type[Section]:
             raise UserError(
                 f"tasks.{task}.kind: {task} is of kind {section.kind}, not {kind}: give the task another name"
             )
-    elif kind is None:
+        return section
+    if kind is None:
         raise UserError(
             f"tasks.{task}: no such task{_nearest(task, TASKS)}; one that is none of "
             f"{', '.join(TASKS)} needs a kind: {' | '.join(SECTIONS)}{HINT}"
         )
-    elif kind not in SECTIONS:
+    if not isinstance(kind, str) or kind not in SECTIONS:
         raise UserError(
             f"tasks.{task}.kind: no kind {kind!r}{_nearest(kind, SECTIONS)}; use {' | '.join(SECTIONS)}{HINT}"
         )
-    else:
-        section = SECTIONS[kind]
-    return section
+    return SECTIONS[kind]
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:

@@ -10,12 +10,14 @@ Shapes: H, W native size; C components of a vector.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, Optional, Union
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from fgmoe_dist.data.layouts.base import named, read_picture, thin
 from fgmoe_dist.data.layouts.places import fields
@@ -25,6 +27,7 @@ from fgmoe_dist.labels.boundary import truth_key
 from fgmoe_dist.labels.classes import MOST_CLASSES
 from fgmoe_dist.labels.vectors import MOST_CHANNELS, mark_invalid
 from fgmoe_dist.metrics.boundary.regions import region_boundary
+from fgmoe_dist.settings import Section as SettingsSection
 
 BOUNDARY_MAX_DIST = 0.0075  # PASCAL-Context's
 MOST_VALUES = 65536  # of a picture of 16 bits
@@ -32,13 +35,13 @@ Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
 Value = Annotated[int, Field(ge=0, lt=MOST_VALUES)]
 Ignored = Annotated[int, Field(gt=-MOST_VALUES, lt=MOST_VALUES)]  # arrays mark with negative numbers
 Byte = Annotated[int, Field(ge=0, le=255)]
+Invalid = list[Annotated[float, Field(allow_inf_nan=True)]]  # what is not finite is invalid anyway, and may be named
 
 
-class Part(BaseModel):
+class Part(SettingsSection):
     """`later`: keys that are newer than some shards. At their default they are not told, so that a set that was built
     before there were such keys is still known for the same."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     later: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
@@ -104,9 +107,13 @@ class Classes(Section):
         return value
 
     @model_validator(mode="after")
-    def _within_16_bits(self) -> Classes:
+    def _each_value_means_one_thing(self) -> Classes:
         if isinstance(self.classes, list) and self.first + len(self.classes) > MOST_VALUES:
             raise ValueError(f"first: the last class would be value {self.first + len(self.classes) - 1}, above 65535")
+        if isinstance(self.classes, dict) and "first" in self.model_fields_set:
+            raise ValueError(f"first={self.first}: classes gives each class its values already; leave first out")
+        if faults := [*self._named_twice(), *self._of_two_classes()]:
+            raise ValueError("; ".join(faults))
         return self
 
     @model_validator(mode="after")
@@ -115,6 +122,24 @@ class Classes(Section):
             raise ValueError(f"colours: there are {len(self.colours)} for {len(self.classes)} classes: give one each")
         return self
 
+    def _named_twice(self) -> Iterator[str]:
+        for name, times in Counter(self.names).items():
+            if not name.strip():
+                yield "classes: a class has no name; give it one"
+            elif times > 1:
+                yield f"classes: {name} is named {times} times; a name is one class's"
+
+    def _of_two_classes(self) -> Iterator[str]:
+        """Values that two classes claim, or a class and `ignore`. What is ignored by default gives way to a class."""
+        owners: dict[int, str] = {}
+        for name, values in zip(self.names, self.values()):
+            for value in values:
+                if owners.setdefault(value, name) != name:
+                    yield f"classes: value {value} is both {owners[value]} and {name}; give it to one of them"
+        for value in self.ignore if "ignore" in self.model_fields_set and self.ignore != "others" else ():
+            if value in owners:
+                yield f"ignore: value {value} is the class {owners[value]}; take it out of one of them"
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.classes)
@@ -122,14 +147,19 @@ class Classes(Section):
     def facts(self) -> dict[str, Any]:
         return {"colours": [list(colour) for colour in self.colours]} if self.colours is not None else {}
 
+    def values(self) -> Iterator[list[int]]:
+        """The values in the file of each class."""
+        if isinstance(self.classes, list):
+            return ([self.first + number] for number in range(len(self.classes)))
+        return (values if isinstance(values, list) else [values] for values in self.classes.values())
+
     def table(self) -> np.ndarray:
         """int32 [65536]: the class of a value in the file, -1 refused."""
         ignore = ClassMap(len(self.classes)).ignore
         table = np.full(MOST_VALUES, ignore if self.ignore == "others" else -1, np.int32)
         if self.ignore != "others":
             table[[value for value in self.ignore if value >= 0]] = ignore
-        for number, name in enumerate(self.classes):
-            values = self.classes[name] if isinstance(self.classes, dict) else self.first + number
+        for number, values in enumerate(self.values()):
             table[values] = number
         return table
 
@@ -195,7 +225,7 @@ class Depth(Section):
 
     unit: float = Field(1.0, gt=0)
     offset: float = 0.0
-    invalid: list[float] = [0]
+    invalid: Invalid = [0]
 
     kind = "scalar"
     later = frozenset({"offset"})
@@ -207,6 +237,8 @@ class Depth(Section):
             return values
         if "unit" in values:
             raise ValueError("give the metres of a stored unit as unit or as factor, not both")
+        if isinstance(values["factor"], bool):
+            raise ValueError("factor: give a number, not a truth value")
         return {"unit" if key == "factor" else key: value for key, value in values.items()}
 
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
@@ -225,7 +257,7 @@ class Scalar(Section):
     offset: float = 0.0
     metric: str = "rmse"
     scales: Literal["none", "inverse", "proportional"] = "none"
-    invalid: list[float] = []
+    invalid: Invalid = []
 
     kind = "scalar"
     later = frozenset({"offset"})
@@ -290,7 +322,7 @@ class Vectors(Section):
     unit: bool = False
     range: tuple[float, float] = (0.0, 1.0)
     metric: str = Field(default_factory=lambda known: "mean" if known.get("unit") else "rmse")
-    invalid: list[float] | None = None
+    invalid: Optional[Invalid] = None
     order: Literal["hwc", "chw"] = "hwc"
 
     kind = "vectors"
@@ -357,9 +389,9 @@ def listed(value: str | list[str]) -> list[str]:
 
 
 def _as_number(value: Any) -> float | None:
-    """A YAML number, which YAML itself takes for a word where it is written as 1e-3."""
+    """A YAML number, which a reader takes for a word where it is written as 1e-3."""
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None

@@ -10,8 +10,8 @@ from fgmoe_dist.decoders.base import DecoderSettings, Surroundings
 
 
 class GridSettings(DecoderSettings):
-    channels: int = Field(256, ge=8, description="C, the width of every task's feature")
-    stride: int = Field(4, ge=1, description="pixels of the input a decoder token stands for, each way")
+    channels: int = Field(256, ge=8, le=2**20, description="C, the width of every task's feature")
+    stride: int = Field(4, ge=1, le=65536, description="pixels of the input a decoder token stands for, each way")
 
     def grid(self, size_hw: Sequence[int]) -> tuple[int, int]:
         """h x w of the decoder's tokens for an input of H x W."""

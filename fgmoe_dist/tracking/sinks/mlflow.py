@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence
 
+from fgmoe_dist.outputs import check_output
 from fgmoe_dist.settings import flatten
 from fgmoe_dist.tracking.cursor import Cursor
 from fgmoe_dist.tracking.mlflow_store import (
@@ -25,6 +26,7 @@ from fgmoe_dist.tracking.mlflow_store import (
     open_experiment,
     page_of,
     resolve_uri,
+    sqlite_file,
 )
 from fgmoe_dist.tracking.run_folder import RunFolder
 
@@ -41,10 +43,10 @@ def mlflow_sink(folder: RunFolder, settings: Mapping[str, Any]) -> MLflowSink | 
     tracking = settings.get("tracking", {})
     if tracking.get("uri", "") == "none":
         return None
-    name = settings.get("run", {}).get("name", folder.path.name)
-    return MLflowSink(
-        folder, resolve_uri(tracking.get("uri", ""), folder.path), tracking.get("experiment", "fgmoe"), name
-    )
+    name, uri = settings.get("run", {}).get("name", folder.path.name), tracking.get("uri", "")
+    if file := sqlite_file(uri):  # one that is asked for; beside a run it is made where that can be
+        check_output(file, "tracking.uri", make_parents=True)
+    return MLflowSink(folder, resolve_uri(uri, folder.path), tracking.get("experiment", "fgmoe"), name)
 
 
 class MLflowSink:

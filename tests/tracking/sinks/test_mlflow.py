@@ -12,6 +12,7 @@ import pytest
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tracking import mlflow_store, tail
 from fgmoe_dist.tracking.mlflow_store import resolve_uri
+from fgmoe_dist.tracking.recorder import check_places
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.sinks import create_sinks
 from tests.tracking.stores import PICTURE, client, history, names_of, pictures, run_of, start
@@ -253,3 +254,22 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
 )
 def test_names_are_what_mlflow_takes(name, clean):
     assert mlflow_store.clean_name(name) == clean
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite://", "sqlite:///", "sqlite:///  ", "sqlite:a.db", "a.db", "file:///x", "ftp://x"]
+)
+def test_what_names_no_store_is_refused(tmp_path, uri):
+    with pytest.raises(UserError, match="tracking.uri=.*MLflow takes"):
+        resolve_uri(uri, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["/proc/x/m.db", "{}", "{}/file/m.db", "/proc/version"])
+def test_a_file_that_can_be_no_store_is_told_before_the_run(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    settings = {"tracking": {"uri": f"sqlite:///{place.format(tmp_path)}"}}
+    with pytest.raises(UserError, match=r"tracking.uri=.*(cannot be written|is a folder|is write-protected)"):
+        check_places(tmp_path / "run", settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    check_places(tmp_path / "run", {"tracking": {"uri": f"sqlite:///{tmp_path}/new/m.db"}})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
