@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import os
 import sys
 import traceback
@@ -206,9 +207,10 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _import_module(name: str, folder: Path = Path()) -> ModuleType:
-    # Last: a file that has the name of an installed module must not take its place.
-    if (folder := str(folder.resolve())) not in sys.path:
-        sys.path.append(folder)
+    """The module, from `folder` where Python has none of its name: a file must not take the place of another."""
+    top = name.partition(".")[0]
+    if top not in sys.modules and importlib.util.find_spec(top) is None:
+        sys.path.append(str(folder.resolve()))
     return importlib.import_module(name)
 
 
