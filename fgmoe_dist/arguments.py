@@ -23,6 +23,14 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    """`--plugin`, for its help alone: `plugins.take` has taken it off the command line before a parser sees that."""
+    parser.add_argument(
+        "--plugin", action="append", metavar="MODULE",
+        help="a module, or the path of a .py file, that adds tasks, decoders, ... (docs/extending.md); repeatable",
+    )  # fmt: skip
+
+
 def add_json(parser: argparse.ArgumentParser, what: str = "the figures") -> None:
     """`--json`, for what a verb found or made; `what` completes "write ... there"."""
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"write {what} there, as JSON")

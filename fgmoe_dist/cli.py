@@ -6,8 +6,11 @@ import argparse
 import difflib
 import importlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
-from fgmoe_dist import __version__
+from fgmoe_dist import __version__, plugins
+from fgmoe_dist.arguments import add_plugin
 
 # In the order of a project's life. A verb's module is imported when it is called, so that help answers at once.
 VERBS = {
@@ -39,14 +42,20 @@ def main(argv: list[str] | None = None) -> None:
         hint = f"did you mean `fgmoe {near[0]}`?" if near else "`fgmoe --help` lists the verbs"
         print(f"error: fgmoe {verb}: no such verb; {hint}", file=sys.stderr)
         sys.exit(2)
+    arguments = _or_end(plugins.take, argv[1:])  # before anything may ask which tasks or decoders there are
     module = importlib.import_module(f"fgmoe_dist.verbs.{verb}")
     parser = argparse.ArgumentParser(
         f"fgmoe {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    args = parser.parse_args(argv[1:])
+    add_plugin(parser)
+    _or_end(module.run, parser.parse_args(arguments))
+
+
+def _or_end(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns; an error ends this process with the code that it stands for."""
     try:
-        module.run(args)
+        return function(*arguments)
     except BaseException as error:
         from fgmoe_dist.ranks import exit_with_error  # brings torch, which many verbs do without
 

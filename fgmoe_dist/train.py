@@ -9,10 +9,13 @@ fgmoe train --config configs/nyud_vitb.yaml                      (the same)
 from __future__ import annotations
 
 import argparse
+import sys
 
-from fgmoe_dist.arguments import add_config
+from fgmoe_dist import plugins
+from fgmoe_dist.arguments import add_config, add_plugin
 from fgmoe_dist.config import check_world, load_config, to_yaml
 from fgmoe_dist.ranks import exit_with_error, process_group
+from fgmoe_dist.training.engines import check_engine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.check_ranks:
         check_world(config, args.check_ranks)
+        check_engine(config.parallel.engine)
         return
     with process_group() as ranks:
         # Imported here, so that --help, --print-config and mistakes in the configuration answer at once.
@@ -60,9 +64,9 @@ def main(argv: list[str] | None = None) -> None:
         "train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    args = parser.parse_args(argv)
+    add_plugin(parser)
     try:
-        run(args)
+        run(parser.parse_args(plugins.take(sys.argv[1:] if argv is None else argv)))
     except BaseException as error:
         exit_with_error(error)
 

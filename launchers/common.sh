@@ -16,7 +16,7 @@ train_arguments() {
     local argument previous=
     for argument in "$@"; do
         # After an option the word is its value, even with a `=` in it (--set a=b, --config runs/lr=1/c.yaml).
-        if [[ $argument =~ ^[A-Za-z_][A-Za-z0-9_.]*= && ! $previous =~ ^--(set|config|resume)$ ]]; then
+        if [[ $argument =~ ^[A-Za-z_][A-Za-z0-9_.]*= && ! $previous =~ ^--(set|config|resume|plugin)$ ]]; then
             TRAIN+=(--set)
         fi
         TRAIN+=("$argument")

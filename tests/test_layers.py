@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fgmoe_dist"
 # From the ground up. Those in one line know nothing of each other.
 LAYERS = """
     errors compat precision settings arguments machine
-    files progress ranks
+    files plugins progress ranks
     metrics drawing
     rooms labels
     tasks

@@ -11,6 +11,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, Callable
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import Plugged
 from fgmoe_dist.ranks import free_port, process_group
 
 # A rank that dies says nothing. The others lose it in a collective, and have this long to say where.
@@ -37,7 +38,9 @@ def on_every_rank(
     port = free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(world)]
     processes = [
-        context.Process(target=_enter, args=(rank, world, port, pipes[rank][1], function, arguments), daemon=True)
+        context.Process(
+            target=_enter, args=(Plugged(), rank, world, port, pipes[rank][1], function, arguments), daemon=True
+        )
         for rank in range(world)
     ]
     try:
@@ -75,7 +78,9 @@ def _answers(pipes: list[Connection], timeout: float | None) -> list[Any]:
     return [answers[rank] for rank in range(len(pipes))]
 
 
-def _enter(rank: int, world: int, port: int, answer: Connection, function: Callable, arguments: tuple) -> None:
+def _enter(
+    _: Plugged, rank: int, world: int, port: int, answer: Connection, function: Callable, arguments: tuple
+) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),

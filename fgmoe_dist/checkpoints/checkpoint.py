@@ -136,9 +136,8 @@ def load_model(path: Path, kernel: str = "auto") -> tuple[Model, Config, Checkpo
             f"--checkpoint {path}: no checkpoint there; name a run folder or one of its checkpoints/step-... folders"
         )
     state = read_state(checkpoint)
-    config = build_config(
-        state.changed_config(WHOLE, {"experts": {"kernel": kernel}}), origin=str(checkpoint / "state.json")
-    )
+    values = state.changed_config(WHOLE, {"experts": {"kernel": kernel}})
+    config = build_config(values, str(checkpoint / "state.json"), defined_tasks=state.definitions)
     model = create_model(config, state)
     if model.encoder.checksum != state.encoder_checksum:
         raise UserError(

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from fgmoe_dist.config.rules import conflicts, list_problems
 from fgmoe_dist.config.schema import BY_KIND, Config, config_class
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.settings import Section, explain_validation, location
 
 
@@ -36,8 +37,16 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     return build_config(values, str(path), problems)
 
 
-def build_config(values: dict[str, Any], origin: str = "configuration", known_problems: Sequence[str] = ()) -> Config:
-    """Validates nested `values`; UserError lists every mistake at once, after the `known_problems`."""
+def build_config(
+    values: dict[str, Any],
+    origin: str = "configuration",
+    known_problems: Sequence[str] = (),
+    defined_tasks: Iterable[str] = (),
+) -> Config:
+    """Validates nested `values`; UserError lists every mistake at once, after the `known_problems`.
+
+    `defined_tasks` are those of a data set that need not be there, as that of a checkpoint.
+    """
     problems = list(known_problems)
     wanted = config_class(*(_settings_of_kind(values, keys, problems) for keys in BY_KIND))
     try:
@@ -51,7 +60,7 @@ def build_config(values: dict[str, Any], origin: str = "configuration", known_pr
             config = wanted.model_validate(values)
         except ValidationError:
             raise UserError(list_problems(origin, problems)) from None
-    problems += conflicts(config)
+    problems += conflicts(config, defined_tasks)
     if problems:
         raise UserError(list_problems(origin, problems))
     return config
@@ -65,7 +74,7 @@ def _settings_of_kind(values: dict[str, Any], keys: tuple[str, ...], problems: l
         return known[kind].Settings
     near = difflib.get_close_matches(str(kind), known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    problems.append(f"{'.'.join(keys)}.kind={kind!r}: no such kind; {hint}")
+    problems.append(f"{'.'.join(keys)}.kind={kind!r}: no such kind; {hint}{HINT}")
     del owner[keys[-1]]
     return next(iter(known.values())).Settings
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from fgmoe_dist.config.schema import Config
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks import TASKS
 
 
-def conflicts(config: Config) -> list[str]:
-    """Every contradiction between settings, one line each."""
+def conflicts(config: Config, defined: Iterable[str] = ()) -> list[str]:
+    """Every contradiction between settings, one line each. `defined` are tasks known besides those of `data.train`."""
     around = config.surroundings()
-    return [*config.decoder.conflicts(around), *_task_conflicts(config), *_training_conflicts(config)]
+    return [*config.decoder.conflicts(around), *_task_conflicts(config, defined), *_training_conflicts(config)]
 
 
-def _task_conflicts(config: Config) -> list[str]:
+def _task_conflicts(config: Config, defined: Iterable[str]) -> list[str]:
     tasks, found = config.tasks, []
     if len(set(tasks)) != len(tasks):
         found.append(f"tasks={tasks}: a task is named twice; name each once")
-    known = [*TASKS, *_defined_tasks(config.data.train)]
+    known = list(dict.fromkeys([*TASKS, *defined, *_defined_tasks(config.data.train)]))
     if _is_local(config.data.train):
         named = {f"tasks.{i}": name for i, name in enumerate(tasks)}
         named |= {f"train.loss_weights.{name}": name for name in config.train.loss_weights}
@@ -32,7 +34,7 @@ def _task_conflicts(config: Config) -> list[str]:
 def _unknown_task(key: str, name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, and those that data.train defines"
-    return f"{key}={name!r}: no such task; {hint}"
+    return f"{key}={name!r}: no such task; {hint}{HINT}"
 
 
 def _is_local(where: str) -> bool:

@@ -74,6 +74,9 @@ REDUCTION_BUCKET = 500_000_000
 class Parallel(Section):
     ep_size: int = Field(1, ge=1, description="ranks that share one copy of the routed experts")
     zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage")
+    engine: str = Field(
+        "deepspeed", description="what trains over ranks: deepspeed; plain, one process in fp32 without it"
+    )
 
 
 class Tracking(Section):
@@ -135,6 +138,10 @@ class Config(Section):
         """The routed experts that its decoder spreads over ranks, for a plan."""
         return self.decoder.routed(self.surroundings())
 
+    def __reduce__(self) -> tuple:
+        """By the settings that it is made of: a class that `config_class` makes has no name to be found by."""
+        return _of_kinds, (type(self.decoder), type(self.train.weighting), self.model_dump())
+
     def sections(self) -> list[str]:
         """Names of the keys that this configuration has: those that only other decoders read are not among them."""
         idle = {name for decoder in DECODERS.values() for name in decoder.Settings.sections}
@@ -152,3 +159,7 @@ def config_class(decoder: type[DecoderSettings], weighting: type[WeightingSettin
         return Config
     train = create_model("Train", __base__=Train, weighting=(weighting, weighting()))
     return create_model("Config", __base__=Config, decoder=(decoder, decoder()), train=(train, train()))
+
+
+def _of_kinds(decoder: type[DecoderSettings], weighting: type[WeightingSettings], values: dict[str, Any]) -> Config:
+    return config_class(decoder, weighting).model_validate(values)

@@ -21,6 +21,7 @@ from fgmoe_dist.data.layouts import Layout
 from fgmoe_dist.data.shard_writer import claim, finish, index, is_finished, record, write_shard
 from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, fetch_shard, parse_shard, read_shard
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import Plugged
 from fgmoe_dist.progress import track
 
 SAMPLES_PER_SHARD = 8  # small, so that every reader has several; 6 (PASCAL) to 20 (NYUD) MB
@@ -141,7 +142,8 @@ def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int)
             yield _write_shard(layout, path, ids)
         return
     # spawn: a fork of a process that has threads (OpenCV, torch) may hang
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_process, (Plugged(),)) as pool:
         futures: list[Future] = [pool.submit(_write_shard, layout, path, ids) for path, ids in jobs]
         try:
             for future in track(as_completed(futures), "building shards", len(futures)):
@@ -150,7 +152,7 @@ def _write_all(layout: Layout, jobs: list[tuple[Path, list[str]]], workers: int)
             pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _start_process(_: Plugged) -> None:
     import cv2
 
     cv2.setNumThreads(1)

@@ -32,6 +32,7 @@ from fgmoe_dist.data.post import Parcel, Post
 from fgmoe_dist.data.shardset import BadSample, Entries, Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
+from fgmoe_dist.plugins import Plugged
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,9 @@ class _Stream(IterableDataset):
 
     post: Post | None = None
 
+    def __init__(self) -> None:
+        self.plugged = Plugged()  # first in what a worker is sent
+
     def values(self, faults: list[UserError]) -> Iterator:
         """What this process streams; samples passed over are noted in `faults`."""
         raise NotImplementedError
@@ -147,6 +151,7 @@ class _TrainStream(_Stream):
     """The micro-batches of one rank; each worker makes every W-th."""
 
     def __init__(self, shards, views, order, transform, *, micro_batch_size, rank, world, start_step):
+        super().__init__()
         self.shards: Sequence[Sequence[Shard]] = shards
         self.views: int = views
         self.order: Order = order
@@ -200,6 +205,7 @@ class _EvaluationStream(_Stream):
     """One rank's contiguous part of the set, cut into contiguous parts again for its workers."""
 
     def __init__(self, shards, keys, transform, start, stop):
+        super().__init__()
         self.shards: tuple[Shard, ...] = shards
         self.keys, self.transform, self.start, self.stop = keys, transform, start, stop
 

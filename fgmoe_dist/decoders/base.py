@@ -75,12 +75,27 @@ class DecoderSettings(Section):
         return Routed()
 
 
+@dataclass(frozen=True)
+class Intermediate:
+    """Predictions on the way to the last ones, trained on the same labels: deep supervision.
+
+    name: their losses are logged as `loss/<task>/<name>`.
+    weight: of such a loss beside that of the task's last prediction; the sum of both is what the task weighs.
+    predictions: `[B, K, h, w]` per task, fp32, of any size: they are resized to the input for their losses alone.
+    """
+
+    name: str
+    weight: float
+    predictions: Mapping[str, Tensor]
+
+
 @dataclass
 class Output:
     """What a forward pass gives: `[B, K, H, W]` per task, and whatever the decoder's auxiliary losses are made of."""
 
     predictions: dict[str, Tensor]
     terms: Any = None
+    intermediate: Sequence[Intermediate] = ()
 
 
 @dataclass(frozen=True)

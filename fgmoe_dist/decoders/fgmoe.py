@@ -18,11 +18,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fgmoe_dist.decoders.base import Auxiliary, Decoder, DecoderSettings, Levels, Output, Routed, Surroundings
+from fgmoe_dist.decoders.base import Auxiliary, Decoder, Levels, Output, Routed, Surroundings
 from fgmoe_dist.decoders.parts.aggregator import Aggregator
 from fgmoe_dist.decoders.parts.block import FGMoEBlock
+from fgmoe_dist.decoders.parts.grid import GridSettings
 from fgmoe_dist.decoders.parts.heads import Head
 from fgmoe_dist.decoders.parts.mixer import deformable_mixer
+from fgmoe_dist.decoders.parts.tokens import to_maps, to_tokens
 from fgmoe_dist.drawing.load_map import load_map
 from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses, figures_of, metrics
 from fgmoe_dist.experts.groups import is_expert_parameter
@@ -32,10 +34,8 @@ from fgmoe_dist.experts.unrouted import Unrouted
 from fgmoe_dist.tasks import Task
 
 
-class FGMoESettings(DecoderSettings):
+class FGMoESettings(GridSettings):
     kind: Literal["fgmoe"] = Field("fgmoe", description="which decoder: fgmoe, or another that is registered")
-    channels: int = Field(256, ge=8, description="C, the width of every task's feature")
-    stride: int = Field(4, ge=1, description="pixels of the input a decoder token stands for, each way")
     mixer_depth: int = Field(2, ge=0, description="deformable mixer layers a task")
     blocks: int = Field(1, ge=1, description="stacked FGMoE blocks")
     adapter_rank: int = Field(
@@ -45,18 +45,9 @@ class FGMoESettings(DecoderSettings):
 
     sections: ClassVar[tuple[str, ...]] = ("experts",)
 
-    def grid(self, size_hw: Sequence[int]) -> tuple[int, int]:
-        """h x w of the decoder's tokens for an input of H x W."""
-        return size_hw[0] // self.stride, size_hw[1] // self.stride
-
     def conflicts(self, around: Surroundings) -> list[str]:
-        size = around.image_size
         found = expert_conflicts(around.experts, self.channels, around.ep_size, around.precision)
-        if any(side % self.stride for side in size):
-            found.append(
-                f"data.image_size={list(size)} is not a multiple of decoder.stride={self.stride}; change one of them"
-            )
-        return found
+        return found + super().conflicts(around)
 
     def routed(self, around: Surroundings) -> Routed:
         experts, tasks = around.experts, len(around.tasks)
@@ -88,12 +79,12 @@ class FGMoE(Decoder):
     def forward(self, levels: list[Tensor]) -> Output:
         a_BChw, own_TBChw = self.aggregator(levels, self.grid_hw)
         u_TBChw = torch.stack([mixer(own) for mixer, own in zip(self.mixers, own_TBChw)])
-        u_TNC, a_NC, terms = _to_tokens(u_TBChw), _to_tokens(a_BChw), []
+        u_TNC, a_NC, terms = to_tokens(u_TBChw), to_tokens(a_BChw), []
         images = a_BChw.shape[0]  # `len` would be a constant in an exported model
         for block in self.blocks:
             u_TNC, *balance = self._run(block, u_TNC, a_NC, images)
             terms.append(BalanceTerms(*balance))
-        features = u_TNC.unflatten(1, (images, *self.grid_hw)).permute(0, 1, 4, 2, 3)
+        features = to_maps(u_TNC, images, self.grid_hw)
         predictions = {task.name: head(x, self.size_hw) for task, head, x in zip(self.tasks, self.heads, features)}
         return Output(predictions, terms)
 
@@ -149,11 +140,11 @@ class FGMoE(Decoder):
             if module is not self and hasattr(module, "own_parameters"):
                 yield from module.own_parameters()
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Where all tasks route over one bank, its experts are among them."""
+        routed = filter(is_expert_parameter, self.parameters()) if self.experts.bank == "shared" else ()
+        return [*super().shared_parameters(), *routed]
+
     def active_experts(self) -> int:
         routed = self.ep_size * sum(p.numel() for p in self.parameters() if is_expert_parameter(p))
         return routed // (self.experts.banks(len(self.tasks)) * self.experts.routed) * self.experts.top_k
-
-
-def _to_tokens(x: Tensor) -> Tensor:
-    """`[..., B, C, h, w]` to `[..., B h w, C]`."""
-    return x.movedim(-3, -1).flatten(-4, -2)

@@ -30,6 +30,7 @@ from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, 
 from fgmoe_dist.data.stream import start_worker
 from fgmoe_dist.encoders.frozen import FrozenEncoder, create_encoder
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import Plugged
 from fgmoe_dist.progress import track
 from fgmoe_dist.ranks import Ranks, from_first
 
@@ -134,6 +135,7 @@ class _Views(Dataset):
     """The augmented images and labels of a job; what cannot be read comes as the error, which is the user's."""
 
     def __init__(self, config: Config, encoder: FrozenEncoder, source: ShardSet):
+        self.plugged = Plugged()  # first in what a worker is sent
         self.transform = train_transform(config.data, encoder.mean, encoder.std, source.tasks, source.labels)
         self.seed = config.run.seed
         self.jobs: list[_Job] = []

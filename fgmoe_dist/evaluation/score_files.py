@@ -20,6 +20,7 @@ from fgmoe_dist.data.shardset import Shard, ShardSet, decode_sample, read_shard
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.evaluation.predictions import read_prediction
 from fgmoe_dist.metrics.meter import Meter, Metrics, Scores
+from fgmoe_dist.plugins import Plugged
 from fgmoe_dist.progress import track
 from fgmoe_dist.tasks import Task
 
@@ -111,9 +112,13 @@ def _run(jobs: list[tuple], workers: int, stack: ExitStack) -> Iterable[Scored]:
     if workers <= 1:
         return map(_score_part, jobs)
     # Started afresh: a fork of a process that holds threads of torch or OpenCV may hang.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_process, (Plugged(),))
     stack.callback(pool.shutdown, cancel_futures=True)
     return pool.map(_score_part, jobs)
+
+
+def _start_process(_: Plugged) -> None:
+    """The plug-ins are there by now, and work may come."""
 
 
 def _score_part(job: tuple[Part, list[Task], Path]) -> Scored:

@@ -15,6 +15,7 @@ import numpy as np
 from fgmoe_dist.data.stream import start_worker
 from fgmoe_dist.metrics.constant import ConstantBaseline
 from fgmoe_dist.metrics.meter import Meter
+from fgmoe_dist.plugins import Plugged
 
 _WAITING = 4  # images a worker may be behind; each is some 10 MB
 
@@ -41,7 +42,7 @@ class Scorer:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, start_worker.__module__])
         empty = [{name: one.empty() for name, one in some.items()} for some in (self._meters, self._baselines)]
-        return ProcessPoolExecutor(workers, context, _start_process, (start_worker(), *empty))
+        return ProcessPoolExecutor(workers, context, _start_process, (Plugged(), start_worker(), *empty))
 
     def update(self, sample: Mapping, predictions: Mapping[str, np.ndarray]) -> None:
         """Count one image.
@@ -87,7 +88,7 @@ def _count(meters, baselines, predictions, sample) -> list[np.ndarray]:
 _in_process: tuple = ()  # a worker's empty meters and baselines
 
 
-def _start_process(start, meters, baselines) -> None:
+def _start_process(_: Plugged, start, meters, baselines) -> None:
     global _in_process
     start(0)
     _in_process = meters, baselines

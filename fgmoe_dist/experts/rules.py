@@ -11,6 +11,7 @@ from fgmoe_dist.experts.kernels.fitness import Place
 from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.routers import ROUTERS
 from fgmoe_dist.experts.settings import OWN_WEIGHT, Experts
+from fgmoe_dist.plugins import HINT
 
 
 def conflicts(experts: Experts, channels: int, ep_size: int, precision: str) -> list[str]:
@@ -23,13 +24,13 @@ def _unknown(experts: Experts) -> Iterator[str]:
     known = {"kind": KINDS, "router": ROUTERS, "backend": BACKENDS, "kernel": [AUTO, *kernel_names()]}
     for key, names in known.items():
         if (value := getattr(experts, key)) not in names:
-            yield f"experts.{key}={value}: there is no such {key}; name one of {', '.join(names)}"
+            yield f"experts.{key}={value}: there is no such {key}; name one of {', '.join(names)}{HINT}"
     free = [name for name in BALANCE if name not in OWN_WEIGHT]
     for name in experts.balance_losses:
         if name in OWN_WEIGHT:
             yield f"experts.balance_losses.{name}: set experts.{OWN_WEIGHT[name]} in its place"
         elif name not in BALANCE:
-            yield f"experts.balance_losses.{name}: there is no such loss; name one of {', '.join(free)}"
+            yield f"experts.balance_losses.{name}: there is no such loss; name one of {', '.join(free)}{HINT}"
 
 
 def _misplaced(experts: Experts, ep_size: int) -> Iterator[str]:

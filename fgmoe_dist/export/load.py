@@ -37,7 +37,7 @@ def load_exported(path: str | Path) -> tuple[Model, Config, CheckpointState]:
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
     state = _state(path, about)
-    config = build_config(state.changed_config(WHOLE, FROM_FILE), origin=str(path))
+    config = build_config(state.changed_config(WHOLE, FROM_FILE), str(path), defined_tasks=state.definitions)
     model = create_model(config, state)
     load_strictly(
         model,

@@ -13,6 +13,8 @@ from typing import Callable
 
 import numpy as np
 
+from fgmoe_dist import plugins
+
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
@@ -45,6 +47,8 @@ OPENERS = {"safetensors": open_safetensors, "pt2": open_pt2, "onnx": open_onnx}
 
 def main(format: str, file: str, batches: str, outputs: str) -> None:
     sys.modules["deepspeed"] = None  # its import now fails
+    if format == "safetensors":  # built by our own modules, perhaps of a plug-in's decoder
+        plugins.load()
     run = OPENERS[format](file)
     with np.load(batches) as arrays:
         found = {f"{batch}/{task}": value for batch in arrays for task, value in run(arrays[batch]).items()}

@@ -7,6 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from fgmoe_dist import plugins
 from fgmoe_dist.config import Config
 from fgmoe_dist.decoders.base import parameter_counts
 from fgmoe_dist.evaluation.evaluate import evaluate
@@ -14,8 +15,6 @@ from fgmoe_dist.planning.traffic import exchange_bytes
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.sinks import create_sinks
 from fgmoe_dist.training.trainer import Trainer, mean_over_ranks
-
-ENGINE_NOTES = {"plain": "plain autograd, for this trial in one process; a run itself trains under DeepSpeed"}
 
 
 def print_plan(trainer: Trainer) -> None:
@@ -35,13 +34,21 @@ def print_plan(trainer: Trainer) -> None:
         ("data", f"{trainer.train_shards.samples} training images, {trainer.val_shards.samples} validation images"),
         ("steps", f"{config.train.steps} of {config.train.batch_size} images: {ranks.world} ranks"
                   f" x {config.train.micro_batch_size} x {accumulation}; {epochs:.1f} epochs"),
-        ("engine", ENGINE_NOTES.get(trainer.engine_name, trainer.engine_name)),
+        ("engine", _engine(trainer)),
+        *(("plug-in", str(plugin)) for plugin in plugins.loaded()),
         ("run folder", str(config.run.dir)),
     ]  # fmt: skip
     table = Table(title=f"plan of {config.run.name}", title_justify="left", show_header=False)
     for row in rows:
         table.add_row(*row)
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _engine(trainer: Trainer) -> str:
+    wanted = trainer.config.parallel.engine
+    if trainer.engine_name == wanted:
+        return wanted
+    return f"{trainer.engine_name} autograd, for this trial in one process; a run itself trains under {wanted}"
 
 
 def _exchange(config: Config, accumulation: int) -> list[tuple[str, str]]:
@@ -62,7 +69,8 @@ def _exchange(config: Config, accumulation: int) -> list[tuple[str, str]]:
 
 def trial_engine(config: Config, world: int) -> str:
     """The engine of a dry run: one process in fp32 needs no DeepSpeed, which takes seconds to start."""
-    return "plain" if world == 1 and config.train.precision == "fp32" else "deepspeed"
+    engine = config.parallel.engine
+    return "plain" if engine == "deepspeed" and world == 1 and config.train.precision == "fp32" else engine
 
 
 def dry_run(trainer: Trainer) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import torch
@@ -18,13 +19,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgmoe_dist.config import Config
+from fgmoe_dist.data.shardset import INDEX, ShardSet
 from fgmoe_dist.decoders.base import Decoder, Levels
 from fgmoe_dist.encoders.frozen import FrozenEncoder
+from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.model import create_decoder
 from fgmoe_dist.planning.counts import Counts, Work
 from fgmoe_dist.precision import PRECISIONS
 from fgmoe_dist.tasks import create_tasks
+from fgmoe_dist.training.losses import task_losses
 
 META = torch.device("meta")
 
@@ -61,7 +65,7 @@ def count(config: Config) -> Counts:
             output = model(levels)
             recorder.part = "losses"
             labels = {t.name: t.label.empty(config.train.micro_batch_size, size_hw) for t in model.tasks}
-            loss = sum(task.loss(output.predictions[task.name], labels[task.name]) for task in model.tasks)
+            loss = sum(task_losses(model.tasks, output, labels)[1])
         recorder.part, recorder.backward = "decoder", True
         loss.backward()
     return Counts(
@@ -98,14 +102,25 @@ def _meta_model(config: Config, encoder: FrozenEncoder) -> Decoder:
 
 
 class AnyDataset:
-    """Stands in for a data set: 40 classes where there is depth and no body parts (NYUD), else 21 (PASCAL)."""
+    """Stands in for a data set: what the index of `data.train` says, as far as it is a folder that is there.
 
-    boundary_max_dist = 0.01
+    Else there are 40 classes where there is depth and no body parts (NYUD), or 21 (PASCAL).
+    """
 
     def __init__(self, config: Config):
         self.tasks = list(config.tasks)
         nyud = "depth" in self.tasks and "human_parts" not in self.tasks
-        self.classes = {"semseg": ["?"] * (40 if nyud else 21), "human_parts": ["?"] * 7}
+        self.boundary_max_dist, self.definitions = 0.01, {}
+        self.classes = _Classes({"semseg": ["?"] * (40 if nyud else 21), "human_parts": ["?"] * 7})
+        if config.data.train and (Path(config.data.train) / INDEX).is_file():
+            shards = ShardSet.open(config.data.train)
+            self.classes.update(shards.classes)
+            self.boundary_max_dist, self.definitions = shards.boundary_max_dist, shards.definitions
+
+
+class _Classes(dict):
+    def __missing__(self, task: str) -> list[str]:
+        raise UserError(f"tasks: how many classes {task} has stands with its shards; set data.train to their folder")
 
 
 def _mark_parts(decoder: Decoder, recorder: _Recorder) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.metrics.constant import ConstantBaseline
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task
 from fgmoe_dist.tasks.labelling import labels_of, require_labels
 from fgmoe_dist.tasks.registry import KINDS, TASKS
@@ -40,13 +41,14 @@ def _create(name: str, info: DatasetInfo, options: dict[str, Any]) -> Task:
         return TASKS[name].create(name, info, {}, options)
     definitions = getattr(info, "definitions", None) or {}
     if name not in definitions:
-        raise UserError(
-            f"tasks: {name} is no task{_nearest(name, [*TASKS, *definitions])}, and the data set defines none"
-        )
+        near = _nearest(name, [*TASKS, *definitions])
+        raise UserError(f"tasks: {name} is no task{near}, and the data set defines none{HINT}")
     facts = dict(definitions[name])
     kind = facts.pop("kind", None)
     if kind not in KINDS:
-        raise UserError(f"tasks: {name} is of kind {kind}{_nearest(str(kind), KINDS)}; use one of {', '.join(KINDS)}")
+        raise UserError(
+            f"tasks: {name} is of kind {kind}{_nearest(str(kind), KINDS)}; use one of {', '.join(KINDS)}{HINT}"
+        )
     task = KINDS[kind].create(name, info, facts, options)
     task.label = labels_of([name], info.classes, definitions)[name]
     return task

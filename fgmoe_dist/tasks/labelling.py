@@ -11,6 +11,7 @@ from typing import Any
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import KINDS, Label, by_key
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks.base import DatasetInfo
 from fgmoe_dist.tasks.registry import TASKS
 
@@ -53,10 +54,12 @@ def labels_of(
 
 def _defined(task: str, definition: object) -> Label:
     if not isinstance(definition, Mapping):
-        raise UserError(f"task {task!r} is none of {', '.join(TASKS)}: the data set must define its kind of label")
+        raise UserError(
+            f"task {task!r} is none of {', '.join(TASKS)}: the data set must define its kind of label{HINT}"
+        )
     kind = definition.get("kind")
     if kind not in KINDS:
-        raise UserError(f"task {task}: its kind of label is {kind!r}: use one of {', '.join(KINDS)}")
+        raise UserError(f"task {task}: its kind of label is {kind!r}: use one of {', '.join(KINDS)}{HINT}")
     return KINDS[kind].of(definition)
 
 

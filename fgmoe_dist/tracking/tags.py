@@ -11,6 +11,7 @@ from typing import Mapping
 
 import torch
 
+from fgmoe_dist import plugins
 from fgmoe_dist.machine import device_name
 
 
@@ -31,6 +32,7 @@ def run_tags(world: int, ep_size: int) -> dict[str, str]:
         "python": platform.python_version(),
         "device": device_name(),
         "host": platform.node(),
+        "plugins": ", ".join(map(str, plugins.loaded())),
     }
     return {name: value for name, value in tags.items() if value}
 

@@ -6,6 +6,7 @@ import functools
 
 import torch.distributed as dist
 
+from fgmoe_dist import plugins
 from fgmoe_dist.checkpoints.folder import CheckpointState, find_checkpoint, mark_score, whole_folder
 from fgmoe_dist.checkpoints.writer import CheckpointWriter
 from fgmoe_dist.decoders.base import parameter_counts
@@ -33,7 +34,7 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
         ended_once(),
     ):
         reporter = Reporter(trainer, folder, recorder)
-        for line in trainer.notes:
+        for line in [*plugins.notes(), *trainer.notes]:
             reporter.say(line)
         if resumed is not None and from_first(lambda: find_checkpoint(folder.checkpoints) is None):
             writer.save(trainer.engine, _state_of(trainer))  # another run's: from now on this folder stands by itself

@@ -104,8 +104,8 @@ def _check_groups(checkpoint: Path, config: Config) -> None:
     groups = config.pinned().experts.groups
     if config.experts.groups or not groups:
         return
-    origin = str(checkpoint / "state.json")
-    was = build_config(read_state(checkpoint).config, origin).pinned().experts.groups
+    origin, state = str(checkpoint / "state.json"), read_state(checkpoint)
+    was = build_config(state.config, origin, defined_tasks=state.definitions).pinned().experts.groups
     if was not in (0, groups):
         raise UserError(
             f"checkpoint {checkpoint}: its experts are in {was} groups, this run's would be in {groups}, one a rank;"

@@ -23,6 +23,7 @@ from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
 from fgmoe_dist.training.batches import Samples, ShardSamples
 from fgmoe_dist.training.engines import Engine, load_engine
+from fgmoe_dist.training.losses import task_losses
 from fgmoe_dist.training.schedule import learning_rate
 from fgmoe_dist.weighting import create_weighting
 from fgmoe_dist.weighting.base import Around
@@ -47,19 +48,19 @@ class Trainer:
 
     Args:
         samples: by default the shards that `config` names.
-        engine: a name of `ENGINES`.
+        engine: a name of `ENGINES`, by default `parallel.engine`.
 
     Attributes:
         stage: called with "data", "encoder", "forward", "backward" or "update", gives the context that this stage of a
             step runs in; whoever measures puts a clock there.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, samples: Samples | None = None, engine: str = "deepspeed"):
+    def __init__(self, config: Config, ranks: Ranks, samples: Samples | None = None, engine: str = ""):
         check_world(config, ranks.world)
         self.config, self.ranks, self.step = config, ranks, 0
         self.samples: Samples = samples or ShardSamples(config)
-        self.engine_name = engine
-        module = load_engine(engine)
+        self.engine_name = engine or config.parallel.engine
+        module = load_engine(self.engine_name)
         module.prepare(config.parallel.ep_size)
         self.model: Model = create_model(config, self.samples.info).to(ranks.device)
         self.samples.check(config, self.model.encoder)
@@ -124,8 +125,8 @@ class Trainer:
         """Tells the weighting method the losses of the step's batch once more, by the weights that came of it."""
         for part, batch in enumerate(batches):
             self._seed_noise(part)
-            losses, _ = self.losses(self.model.decoder(self._levels(batch)), batch)
-            self.weighing.look_back([losses[task.name] for task in self.tasks], 1 / len(batches))
+            _, whole_T = self._task_losses(self.model.decoder(self._levels(batch)), batch)
+            self.weighing.look_back(whole_T, 1 / len(batches))
 
     def _seed_noise(self, part: int) -> None:
         """Noise belongs to the images, so that a resumed run draws it as the unbroken one, on any number of ranks.
@@ -157,17 +158,18 @@ class Trainer:
         return [level.to(device, non_blocking=True) for level in batch["features"]]
 
     def losses(self, output: Output, batch: dict) -> tuple[dict[str, Tensor], Auxiliary]:
-        """Each task's loss, the decoder's own, and their weighted `total`."""
-        train, losses = self.config.train, {}
-        for task in self.tasks:
-            target = batch[task.name].to(self.ranks.device, non_blocking=True)
-            losses[task.name] = _task_loss(task, output.predictions[task.name], target, train.loss_average)
-        total = sum(self.weighing.terms([losses[task.name] for task in self.tasks]))
+        """Each task's losses, the decoder's own, and their weighted `total`."""
+        losses, whole_T = self._task_losses(output, batch)
+        total = sum(self.weighing.terms(whole_T))
         auxiliary = self.model.decoder.auxiliary(output)
         for name, (weight, loss) in auxiliary.losses.items():
             losses[name] = loss
             total = total + weight * loss
         return losses | {"total": total}, auxiliary
+
+    def _task_losses(self, output: Output, batch: dict) -> tuple[dict[str, Tensor], list[Tensor]]:
+        labels = {task.name: batch[task.name].to(self.ranks.device, non_blocking=True) for task in self.tasks}
+        return task_losses(self.tasks, output, labels, self.config.train.loss_average)
 
 
 def mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
@@ -180,13 +182,6 @@ def mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         sums[name] = sums.get(name, 0) + value
-
-
-def _task_loss(task: Task, prediction_BKHW: Tensor, target: Tensor, average: str) -> Tensor:
-    if average == "batch":
-        return task.loss(prediction_BKHW, target)
-    images = zip(prediction_BKHW.split(1), target.split(1))
-    return torch.stack([task.loss(prediction, label) for prediction, label in images]).mean()
 
 
 def create_weighing(config: Config, samples: int, decoder: Decoder) -> Weighing:

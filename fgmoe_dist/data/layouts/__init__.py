@@ -13,6 +13,7 @@ from fgmoe_dist.data.layouts.nyud import NYUDv2
 from fgmoe_dist.data.layouts.own import OwnLayout
 from fgmoe_dist.data.layouts.pascal import PASCALContext
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import HINT
 
 __all__ = ["LAYOUTS", "Layout", "open_layout", "read_id_list"]
 
@@ -34,7 +35,9 @@ def open_layout(dataset: str | Path, root: str | Path | None = None) -> Layout:
         return OwnLayout(dataset, root)
     if dataset not in LAYOUTS:
         known = ", ".join(LAYOUTS)
-        raise UserError(f"data set is {str(dataset)!r}: use one of {known}, or a .yaml file that describes your own")
+        raise UserError(
+            f"data set is {str(dataset)!r}: use one of {known}, or a .yaml file that describes your own{HINT}"
+        )
     if root is None:
         raise UserError(f"data set {dataset} needs a root: give --root, the unpacked {LAYOUTS[dataset].folder} folder")
     return LAYOUTS[dataset](root)

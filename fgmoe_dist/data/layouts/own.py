@@ -29,6 +29,7 @@ from fgmoe_dist.data.layouts.sections import (
 )
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import KINDS
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks import TASKS, create_tasks
 
 
@@ -164,10 +165,12 @@ def _section(task: str, part: dict[str, Any]) -> Section:
     elif kind is None:
         raise UserError(
             f"tasks.{task}: no such task{_nearest(task, TASKS)}; one that is none of "
-            f"{', '.join(TASKS)} needs a kind: {' | '.join(SECTIONS)}"
+            f"{', '.join(TASKS)} needs a kind: {' | '.join(SECTIONS)}{HINT}"
         )
     elif kind not in SECTIONS:
-        raise UserError(f"tasks.{task}.kind: no kind {kind!r}{_nearest(kind, SECTIONS)}; use {' | '.join(SECTIONS)}")
+        raise UserError(
+            f"tasks.{task}.kind: no kind {kind!r}{_nearest(kind, SECTIONS)}; use {' | '.join(SECTIONS)}{HINT}"
+        )
     else:
         section = SECTIONS[kind]
     return section.model_validate({key: value for key, value in part.items() if key != "kind"})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgmoe_dist.decoders.parts.layers import LayerNorm2d
+from fgmoe_dist.decoders.parts.layers import LayerNorm2d, resize
 
 
 class Aggregator(nn.Module):
@@ -44,21 +44,15 @@ class Aggregator(nn.Module):
     def forward(self, levels: list[Tensor], grid_hw: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
         """The shared aggregated feature `a_BChw`, and one feature a task (the same tensor where tasks have no own)."""
         levels = [level.to(self.norm.weight.dtype) for level in levels]  # the encoder's precision is its own
-        projected = [_resize(project(level), grid_hw) for project, level in zip(self.project, levels)]
+        projected = [resize(project(level), grid_hw) for project, level in zip(self.project, levels)]
         shared_BChw = sum(projected)
         own_TBChw = [shared_BChw] * self.tasks
         if self.level_weights_TL is not None:
             own_TBChw = [sum(w * p for w, p in zip(weights_L, projected)) for weights_L in self.level_weights_TL]
         if self.down is not None:
-            low_BRhw = sum(_resize(down(level), grid_hw) for down, level in zip(self.down, levels))
+            low_BRhw = sum(resize(down(level), grid_hw) for down, level in zip(self.down, levels))
             own_TBChw = [own + extra for own, extra in zip(own_TBChw, self.up(low_BRhw).chunk(self.tasks, dim=1))]
         a_BChw = F.gelu(self.norm(shared_BChw))
         if own_TBChw[0] is shared_BChw:
             return a_BChw, [a_BChw] * self.tasks
         return a_BChw, [F.gelu(self.norm(own)) for own in own_TBChw]
-
-
-def _resize(x_BChw: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    if x_BChw.shape[-2:] == grid_hw:
-        return x_BChw
-    return F.interpolate(x_BChw, grid_hw, mode="bilinear", align_corners=False)

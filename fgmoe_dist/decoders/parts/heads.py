@@ -23,5 +23,9 @@ class Head(nn.Module):
 
     def forward(self, x_BChw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """`prediction_BKHW`, fp32 whatever the precision of the decoder: losses and metrics start here."""
-        small_BKhw = self.predict(F.relu(self.norm(self.conv(x_BChw)))).float()
-        return F.interpolate(small_BKhw, size_hw, mode="bilinear", align_corners=False)
+        return to_input(self.predict(F.relu(self.norm(self.conv(x_BChw)))), size_hw)
+
+
+def to_input(small_BKhw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """What a head computes on its grid as the prediction of the input, in fp32."""
+    return F.interpolate(small_BKhw.float(), size_hw, mode="bilinear", align_corners=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Callable, Mapping, Protocol
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.sinks.mlflow import mlflow_sink
 
@@ -36,5 +37,7 @@ def create_sinks(folder: RunFolder, settings: Mapping[str, Any]) -> list[Sink]:
     """The sinks that the settings ask for. UserError for names and places that cannot be."""
     names = settings.get("tracking", {}).get("sinks", ["mlflow"])
     if unknown := [name for name in names if name not in SINKS]:
-        raise UserError(f"tracking.sinks={names}: there is no {', '.join(unknown)}; choose among {', '.join(SINKS)}")
+        raise UserError(
+            f"tracking.sinks={names}: there is no {', '.join(unknown)}; choose among {', '.join(SINKS)}{HINT}"
+        )
     return [sink for name in names if (sink := SINKS[name](folder, settings)) is not None]

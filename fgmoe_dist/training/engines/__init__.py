@@ -14,6 +14,8 @@ from torch import Tensor
 
 from fgmoe_dist.checkpoints import engine
 from fgmoe_dist.decoders.base import Output
+from fgmoe_dist.errors import UserError
+from fgmoe_dist.plugins import HINT
 
 ENGINES = {
     "deepspeed": "fgmoe_dist.training.engines.deepspeed",
@@ -43,5 +45,12 @@ class Engine(engine.Engine, Protocol):
 
 
 def load_engine(name: str) -> ModuleType:
-    """The module of the engine `name`."""
+    """The module of the engine `name`. UserError if there is none such."""
+    check_engine(name)
     return importlib.import_module(ENGINES[name])
+
+
+def check_engine(name: str) -> None:
+    """UserError if there is no engine `name`."""
+    if name not in ENGINES:
+        raise UserError(f"parallel.engine={name}: there is no such engine; name one of {', '.join(ENGINES)}{HINT}")

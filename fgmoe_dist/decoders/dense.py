@@ -1,0 +1,118 @@
+"""FGMoE's block with a dense MLP in the place of its routed experts: does routing earn what it costs?
+
+For task t with token u, the aggregated feature a of the same place, and u' = norm(u):
+
+    h = u + sum_{s <= S} E^t_s(u') + sum_g softmax(a W_t)_g E_g(norm(a))
+
+The S experts of a task are always on and ungated, so that they are one MLP of hidden size S H/m; `experts` says what
+they are compared with (parts/block.py). As many as FGMoE uses per token, or as it has:
+
+    size: active    S = K_s + k       the parameters, and the work, of one token
+    size: total     S = K_s + N m     the parameters of all; of a bank that tasks share, each task has its share
+
+Counted by `parameter_counts`, it has FGMoE's active or total number, less the routers, which it has not. Global experts
+stay as they are: set `experts.global_experts=0` for both to compare without. Everything around the block is FGMoE's.
+
+Legend: B images, C channels, T tasks, N = B h w tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fgmoe_dist.decoders.base import Decoder, Levels, Output, Surroundings
+from fgmoe_dist.decoders.parts.aggregator import Aggregator
+from fgmoe_dist.decoders.parts.grid import GridSettings
+from fgmoe_dist.decoders.parts.heads import Head
+from fgmoe_dist.decoders.parts.mixer import deformable_mixer
+from fgmoe_dist.decoders.parts.tokens import to_maps, to_tokens
+from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.experts.kinds import KINDS
+from fgmoe_dist.experts.rules import conflicts as expert_conflicts
+from fgmoe_dist.experts.settings import Experts
+from fgmoe_dist.tasks import Task
+
+
+class DenseSettings(GridSettings):
+    kind: Literal["dense"] = Field("dense", description="FGMoE with a dense MLP in the place of its routed experts")
+    mixer_depth: int = Field(2, ge=0, description="deformable mixer layers a task")
+    blocks: int = Field(1, ge=1, description="stacked blocks")
+    size: Literal["active", "total"] = Field(
+        "active", description="of the MLP: as the experts that a token of FGMoE passes, or as all that there are"
+    )
+
+    sections: ClassVar[tuple[str, ...]] = ("experts",)
+
+    def always_on(self, experts: Experts, tasks: int) -> int:
+        """S, fine experts side by side for each task."""
+        routed = experts.top_k if self.size == "active" else experts.banks(tasks) * experts.routed // tasks
+        return experts.shared + routed
+
+    def conflicts(self, around: Surroundings) -> list[str]:
+        experts, tasks = around.experts, len(around.tasks)
+        found = expert_conflicts(experts, self.channels, around.ep_size, around.precision) + super().conflicts(around)
+        if self.size == "total" and experts.banks(tasks) * experts.routed % tasks:
+            found.append(
+                f"decoder.size=total: the {experts.routed} routed experts of experts.bank={experts.bank} do not divide"
+                f" among {tasks} tasks; choose a multiple with experts.count and experts.split"
+            )
+        return found
+
+
+class DenseBlock(nn.Module):
+    def __init__(self, tasks: int, channels: int, experts: Experts, always_on: int, *identity: object):
+        super().__init__()
+        kind, self.global_experts = KINDS[experts.kind], None
+        self.norm = nn.LayerNorm(channels)
+        self.mlp = SharedExperts(kind, tasks, channels, experts.fine_hidden, always_on, *identity)
+        if count := experts.global_experts:
+            self.global_norm = nn.LayerNorm(channels)
+            self.global_experts = GlobalExperts(kind, tasks, channels, experts.hidden, count, *identity)
+
+    def forward(self, u_TNC: Tensor, a_NC: Tensor) -> Tensor:
+        h_TNC = u_TNC + self.mlp(self.norm(u_TNC), None)
+        return h_TNC if self.global_experts is None else h_TNC + self.global_experts(self.global_norm(a_NC))
+
+
+class Dense(Decoder):
+    Settings = DenseSettings
+
+    def __init__(self, settings: DenseSettings, levels: Levels, tasks: Sequence[Task], around: Surroundings):
+        super().__init__(settings, levels, tasks, around)
+        channels, count, self.experts = settings.channels, len(tasks), around.experts
+        self.grid_hw, self.always_on = settings.grid(around.image_size), settings.always_on(around.experts, count)
+        self.aggregator = Aggregator(levels.channels, channels, count)
+        self.mixers = nn.ModuleList(deformable_mixer(channels, settings.mixer_depth) for _ in tasks)
+        self.blocks = nn.ModuleList(
+            DenseBlock(count, channels, around.experts, self.always_on, around.seed, "block", block)
+            for block in range(settings.blocks)
+        )
+        self.heads = nn.ModuleList(Head(channels, task.channels) for task in tasks)
+
+    def forward(self, levels: list[Tensor]) -> Output:
+        a_BChw, _ = self.aggregator(levels, self.grid_hw)
+        u_TNC, a_NC = to_tokens(torch.stack([mixer(a_BChw) for mixer in self.mixers])), to_tokens(a_BChw)
+        for block in self.blocks:
+            u_TNC = block(u_TNC, a_NC)
+        features = to_maps(u_TNC, a_BChw.shape[0], self.grid_hw)
+        return Output({task.name: head(x, self.size_hw) for task, head, x in zip(self.tasks, self.heads, features)})
+
+    def describe(self) -> list[tuple[str, str]]:
+        size, always_on = self.settings.size, self.always_on
+        mlps = sum(p.numel() for block in self.blocks for p in block.mlp.parameters())
+        told = (
+            f"a dense MLP of hidden size {always_on * self.experts.fine_hidden} a task and block, {mlps:,} parameters"
+            f" in all: {always_on} fine experts, FGMoE's {size} number; {self.experts.global_experts} global"
+        )
+        return [("block", told)]
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """What its modules say, each of itself."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "own_parameters"):
+                yield from module.own_parameters()
