@@ -162,7 +162,13 @@ def test_fused_is_the_loop(ep_size):
 
 @pytest.mark.parametrize("ep_size", [1, 4])
 @pytest.mark.parametrize(
-    "options", [{"top_k": 3}, pytest.param({"top_k": 2, "renormalise": True}, marks=pytest.mark.slow), {"top_k": 1}]
+    "options",
+    [
+        {"top_k": 3},
+        {"top_k": 2, "kind": "lora"},
+        pytest.param({"top_k": 2, "renormalise": True}, marks=pytest.mark.slow),
+        {"top_k": 1},
+    ],
 )
 def test_deepspeeds_own_layers_are_the_loop(ep_size, options):
     settings, counts = {**SETTINGS, **options, "backend": "deepspeed"}, (6, 6, 6, 6)
