@@ -181,6 +181,7 @@ def write_shared_banks(folder: Path) -> list[Path]:
     return written
 
 
+@pytest.mark.slow
 def test_experts_that_tasks_share_are_there_once_and_move_between_layouts(tmp_path):
     first, *others = map(tensors_of, run_ranks(WORLD, write_shared_banks, tmp_path)[0])
     assert {name for name in first if ".experts." in name} == {

@@ -40,7 +40,8 @@ def curves(lines: list[dict]) -> dict[str, list[float]]:
     return {name: [line[name] for line in lines] for name in names}
 
 
-@pytest.mark.parametrize("kind", [pytest.param("uncertainty", marks=SLOW), pytest.param("dwa", marks=SLOW), "pcgrad"])
+@pytest.mark.slow  # a step of PCGrad on every layout is among the quick tests, in test_ranks.py
+@pytest.mark.parametrize("kind", ["uncertainty", "dwa", "pcgrad"])
 def test_every_layout_trains_as_one_rank(runs, kind):
     one = curves(runs.train("one", 1, **FEW, **METHODS[kind]))
     factors = {name: values for name, values in one.items() if name.startswith("weight/")}
@@ -52,6 +53,7 @@ def test_every_layout_trains_as_one_rank(runs, kind):
             assert other[name] == pytest.approx(values, rel=2e-4), (layout, name)
 
 
+@pytest.mark.slow
 def test_experts_that_all_tasks_share_are_weighed_too_wherever_they_live(runs):
     """Each rank has half of the one bank; their inner products and gradients are those of one rank with all of it."""
     shared = {**FEW, **METHODS["pcgrad"], "train__steps": 3, "experts__bank": "shared"}
@@ -74,6 +76,7 @@ def test_a_resumed_run_is_the_unbroken_one(runs, settings):
     assert curves(broken) == curves(unbroken)
 
 
+@pytest.mark.slow
 def test_a_method_that_was_not_there_before_starts_where_the_run_goes_on(runs):
     runs.train("run", 1, **{**FEW, "train__steps": 1})
     assert read_state(find_checkpoint(runs.folder("run"))).weighting == {"kind": "fixed"}
@@ -135,6 +138,7 @@ def train_plugged(config_file: Path, overrides: list[str]) -> None:
     train_on_rank(config_file, overrides, "auto")
 
 
+@pytest.mark.slow
 def test_a_method_from_outside_trains_and_sees_its_batch_again(runs: Runs, monkeypatch):
     # Every batch is the whole data set, so that a step begins with the losses that the one before ended with.
     same = dict(train__batch_size=8, train__micro_batch_size=2, data__augment=False)
