@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SETTINGS ?=
 FUZZ_SECONDS ?= 60
+FUZZ_CASES ?= 1000000
 
 .PHONY: help demo test ci-dist fuzz lint bench env clean
 
@@ -47,7 +48,7 @@ ci-dist: env
 	$(BIN)/python -m pytest -q -m "dist or slow"
 
 fuzz: env
-	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --cases $(FUZZ_CASES) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 lint: env
 	$(BIN)/ruff check .
