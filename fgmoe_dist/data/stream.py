@@ -321,9 +321,7 @@ def evaluation_samples(
 def _load(stream: _Stream, workers: int, max_bad_samples: int) -> Iterator:
     """The values of a stream, from worker processes if there are any; stops when too many samples were bad."""
     bad: dict[str, int] = {}
-    with shared_memory():
-        loader = iter(_loader(stream, workers))
-    for value, faults in loader:
+    for value, faults in _started(_loader(stream, workers)):
         for fault in faults:
             if not isinstance(fault, BadSample):
                 raise fault
@@ -334,6 +332,12 @@ def _load(stream: _Stream, workers: int, max_bad_samples: int) -> Iterator:
                 logger.warning("passed over (%d of at most %d): %s", sum(bad.values()), max_bad_samples, fault)
         if value is not None:
             yield stream.post.receive(value) if isinstance(value, Parcel) else value
+
+
+def _started(loader: DataLoader) -> Iterator:
+    """The running loader. No name may hold it: the traceback of an error would keep its workers running."""
+    with shared_memory():
+        return iter(loader)
 
 
 def _loader(stream: _Stream, workers: int) -> DataLoader:
