@@ -39,6 +39,8 @@ from fgmoe_dist.model import Model, create_model
 log = logging.getLogger(__name__)
 
 KINDS = ("weight", *MOMENTS)
+# Of a model without global experts, which once had the norm before them all the same; nothing ever trained it.
+DROPPED = ".global_norm."
 
 
 class Piece(NamedTuple):
@@ -102,7 +104,7 @@ def resume(engine: Engine, checkpoint: Path, expected: Mapping[str, Any]) -> Che
     """Loads weights, moments and optimiser step into `engine`, whatever layout wrote them.
 
     `expected` are facts the run must share with the checkpoint (`tasks`, `encoder_checksum`). Raises UserError where
-    one differs, a tensor is missing or misshapen, a buffer has no place here, or a file is damaged.
+    one differs, a tensor is missing or misshapen, one has no place here, or a file is damaged.
     """
     state = read_state(checkpoint)
     for key, value in expected.items():
@@ -111,13 +113,9 @@ def resume(engine: Engine, checkpoint: Path, expected: Mapping[str, Any]) -> Che
                 f"checkpoint {checkpoint}: its {key} is {getattr(state, key)}, this run's is {value};"
                 f" use the same settings, or start anew with --resume never and another run.dir"
             )
-    for name in sorted({*state.buffers} - {name for name, _ in buffers_of(engine.module)}):
-        raise UserError(
-            f"checkpoint {checkpoint}: this model has no {name}; experts.bias_update_rate=0 would drop the learnt"
-            f" biases, keep a rate above 0 (1e-9 freezes them in effect)"
-        )
     optimizer = engine.optimizer_state()
     with _Reader(checkpoint) as reader:
+        _check_places(reader, engine.module)
         for name, parameter in _replicated(engine.module):
             optimizer.set(parameter, {kind: reader.read(f"{name}.{kind}", parameter.shape) for kind in KINDS})
         for prefix, layer in _expert_layers(engine.module):
@@ -166,6 +164,26 @@ def load_model(path: Path, kernel: str = "auto") -> tuple[Model, Config, Checkpo
     return model.eval(), config, state
 
 
+def _check_places(reader: _Reader, model: nn.Module) -> None:
+    """UserError where the checkpoint has a tensor that this model has no place for, which would be dropped in silence.
+
+    Those of routed experts are told by their layer alone, as a rank holds some of them; that they are as many is told
+    by their router's shape.
+    """
+    known = {name for name, _ in _replicated(model)} | {name for name, _ in buffers_of(model)}
+    layers = tuple(f"{prefix}." for prefix, _ in _expert_layers(model))
+    for name in sorted({key.rpartition(".")[0] for key in reader} - known):
+        if name.startswith(layers) or DROPPED in name:
+            continue
+        cure = "use the same decoder and experts, or start anew with --resume never and another run.dir"
+        if name.endswith("bias_TE"):
+            cure = (
+                "experts.bias_update_rate=0 would drop the learnt biases, keep a rate above 0 (1e-9 freezes them in"
+                " effect)"
+            )
+        raise UserError(f"checkpoint {reader.checkpoint}: this model has no {name}; {cure}")
+
+
 def _load_experts(reader: _Reader, prefix: str, layer: RoutedExperts, optimizer: OptimizerState) -> None:
     for parameter, members in _by_parameter(layer):
         values = {}
@@ -200,8 +218,12 @@ def _replicated(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _expert_layers(model: nn.Module) -> Iterator[tuple[str, RoutedExperts]]:
+    """Each layer by the name that its experts have in a file; a decoder numbers its layers, and none twice."""
+    seen: set[int] = set()
     for module in model.modules():
         if isinstance(module, RoutedExperts):
+            assert module.block not in seen, f"two layers of routed experts are block {module.block}"
+            seen.add(module.block)
             yield f"blocks.{module.block}.experts", module
 
 
@@ -236,6 +258,9 @@ class _Reader:
 
     def __exit__(self, *_) -> None:
         self._where, self._files = {}, []
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
 
     def within(self, prefix: str) -> Callable[[str, tuple[int, ...]], Tensor]:
         """Reads the weights of a layer by their names in it."""

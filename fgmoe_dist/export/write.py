@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fgmoe_dist import __version__
 from fgmoe_dist.checkpoints.folder import CheckpointState
+from fgmoe_dist.config import Config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export.load import ABOUT
 from fgmoe_dist.files import to_json
@@ -45,7 +46,7 @@ def about(model: Model, state: CheckpointState) -> dict[str, Any]:
     }
 
 
-def check_can_export(model: Model, state: CheckpointState, format: str) -> None:
+def check_can_export(model: Model, config: Config, format: str) -> None:
     """UserError where a format cannot hold this model, or a package is missing."""
     if format != "onnx":
         return
@@ -56,7 +57,7 @@ def check_can_export(model: Model, state: CheckpointState, format: str) -> None:
             raise UserError(
                 f"--format onnx: needs the package {package}; pip install 'fgmoe_dist[export]', or use --format pt2"
             ) from None
-    if state.config["experts"].get("capacity_factor"):
+    if config.routed.blocks and config.experts.capacity_factor:
         raise UserError(
             "--format onnx: ONNX has no stable sort, which experts.capacity_factor needs; use pt2 or safetensors"
         )

@@ -134,7 +134,7 @@ def _asked_for(resume_from: str, own: Path | None, folder: RunFolder) -> Path:
 def _check_groups(checkpoint: Path, config: Config) -> None:
     """UserError if `experts.groups=0` would now stand for another number than in the run so far."""
     groups = config.pinned().experts.groups
-    if config.experts.groups or not groups:
+    if config.experts.groups or not groups or not config.routed.blocks:
         return
     origin, state = str(checkpoint / "state.json"), read_state(checkpoint)
     was = build_config(state.config, origin, defined_tasks=state.definitions).pinned().experts.groups

@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.export.write import check_can_export, convert_model
 
     tell(f"loading {args.checkpoint} and the encoder's weights ...")
-    model, _, state = load_model(args.checkpoint, kernel="reference")
+    model, config, state = load_model(args.checkpoint, kernel="reference")
     model = model.float()
-    check_can_export(model, state, args.format)
+    check_can_export(model, config, args.format)
     started = time.perf_counter()
     tell(f"converting step {state.step} to {args.format}{LENGTHS[args.format]} ...")
     write = convert_model(model, state, args.format)

@@ -332,6 +332,17 @@ def test_a_whole_checkpoint_loads_as_written(checkpoint):
             )
 
 
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [({"decoder__kind": "multi_task"}, "blocks.0.experts"), ({"decoder__blocks": 1}, "blocks.1.experts"),
+     ({"experts__shared": 0}, "blocks.0.shared"), ({"experts__global_experts": 0}, "blocks.0.global_experts")],
+)  # fmt: skip
+def test_no_weight_is_dropped_because_the_model_has_no_place_for_it(run_folder, nyud_shards, tmp_path, changes, lost):
+    runs = Runs(tmp_path, nyud_shards.train, nyud_shards.val)
+    with pytest.raises(AssertionError, match=f"UserError: checkpoint .*: this model has no {lost}"):
+        runs.train("other", 1, resume=str(run_folder), train__steps=2, tasks="[semseg, depth]", **changes)
+
+
 def cut(checkpoint):
     path = checkpoint / "decoder.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])

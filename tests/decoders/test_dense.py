@@ -21,7 +21,9 @@ def counts(kind: str, experts: dict, **settings) -> dict[str, int]:
     return parameter_counts(tiny_decoder(kind, {"experts": experts}, **BLOCKS, **settings), NO_ENCODER, 1)
 
 
-@pytest.mark.parametrize("experts", [{}, {"bank": "shared"}, {"kind": "lora", "shared": 2}, {"top_k": 8}])
+@pytest.mark.parametrize(
+    "experts", [{}, {"bank": "shared"}, {"kind": "lora", "shared": 2}, {"top_k": 8}, {"global_experts": 0}]
+)
 def test_it_has_fgmoe_s_active_or_total_size_less_the_routers(experts):
     fgmoe = counts("fgmoe", experts)
     router = BLOCKS["blocks"] * 16 * 8  # of one task: C x N m, in each block

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from fgmoe_dist.config import build_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.export import FORMATS, verify
 from fgmoe_dist.export.write import CONVERTERS, check_can_export, convert_model
@@ -121,15 +122,18 @@ def test_a_full_temporary_folder_is_named(tiny, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_exported_is_said_before_the_work(tiny, monkeypatch):
-    model, state = tiny
+    model, config = tiny[0], build_config(tiny[1].config)
     assert tuple(CONVERTERS) == FORMATS
     monkeypatch.setattr("fgmoe_dist.export.write.ONNX_LIMIT_BYTES", 1000)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxscript", None)
         with pytest.raises(UserError, match=r"needs the package onnxscript; pip install 'fgmoe_dist\[export\]'"):
-            check_can_export(model, state, "onnx")
+            check_can_export(model, config, "onnx")
     pytest.importorskip("onnxscript")
     with pytest.raises(UserError, match="ends at 2 GiB"):
-        check_can_export(model, state, "onnx")
+        check_can_export(model, config, "onnx")
     with pytest.raises(UserError, match="capacity_factor"):
-        check_can_export(*tiny_model(capacity_factor=1.0), "onnx")
+        check_can_export(model, build_config({"experts": {"capacity_factor": 1.0}}), "onnx")
+    monkeypatch.undo()
+    routes_nothing = {"decoder": {"kind": "multi_task"}, "experts": {"capacity_factor": 1.0}}
+    check_can_export(model, build_config(routes_nothing), "onnx")

@@ -203,7 +203,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def block_of_loops(p: dict, u_TNC: Tensor, a_NC: Tensor, config: Config, images: int, bias_TE: Tensor) -> Tensor:
     """`decoders/parts/block.py`'s formula, expert by expert and, where experts are chosen, token by token."""
     x_TNC = layer_norm(u_TNC, p["norm.weight"], p["norm.bias"])
-    a_NC = layer_norm(a_NC, p["global_norm.weight"], p["global_norm.bias"])
+    if config.experts.global_experts:
+        a_NC = layer_norm(a_NC, p["global_norm.weight"], p["global_norm.bias"])
     router_TCE, groups = p["routed.routers.weight_TCE"], config.expert_groups
     h_TNC = u_TNC + oracle.routed_experts(
         x_TNC, router_TCE, experts_of(p, config), config.experts, groups, images, bias_TE

@@ -26,12 +26,13 @@ class FGMoEBlock(nn.Module):
     def __init__(self, tasks: int, channels: int, config: Experts, ep_size: int, block: int, seed: int):
         super().__init__()
         kind, identity = KINDS[config.kind], (seed, "block", block)
-        self.norm, self.global_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels)
         self.routed = create_routed_experts(tasks, channels, config, ep_size, block, seed)
         self.shared = self.global_experts = None
         if config.shared:
             self.shared = SharedExperts(kind, tasks, channels, config.fine_hidden, config.shared, *identity)
         if config.global_experts:
+            self.global_norm = nn.LayerNorm(channels)
             self.global_experts = GlobalExperts(kind, tasks, channels, config.hidden, config.global_experts, *identity)
 
     def forward(self, u_TNC: Tensor, a_NC: Tensor, images: int = 1) -> tuple[Tensor, ...]:
