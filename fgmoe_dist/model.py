@@ -46,7 +46,6 @@ def create_decoder(config: Config, levels: Levels, tasks: list[Task]) -> Decoder
 
 def create_model(config: Config, info: DatasetInfo) -> Model:
     """The model that `config` describes for the data set `info`."""
-    torch.manual_seed(config.run.seed)
     tasks = create_tasks(config.tasks, info, config.train.edge_positive_weight)
     encoder = create_encoder(config)
     return Model(encoder, create_decoder(config, Levels(encoder.channels, encoder.strides), tasks))

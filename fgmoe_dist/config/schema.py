@@ -66,7 +66,7 @@ class Train(Section):
         description="image: mean of each image's own loss, the same however a batch is split; batch: pooled pixels",
     )
     edge_positive_weight: float = Field(0.95, gt=0, lt=1, description="w of the edge loss: w on edges, 1-w elsewhere")
-    activation_checkpointing: bool = Field(False, description="recompute a decoder's blocks in backward")
+    activation_checkpointing: bool = Field(False, description="recompute the blocks in backward, of fgmoe and dense")
     log_every: int = Field(20, ge=1, le=MOST_STEPS, description="steps between log lines")
     checkpoint_every: int = Field(1000, ge=0, le=MOST_STEPS, description="steps between checkpoints; 0: only the last")
     evaluate_every: int = Field(

@@ -14,39 +14,28 @@ Legend: B images, C channels, h x w grid, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fgmoe_dist.decoders.parts.columns import Columns, ColumnSettings, Exchange
+from fgmoe_dist.decoders.parts.columns import MixedColumns, Mixing, MixingSettings
 
 
-class CrossStitchSettings(ColumnSettings):
+class CrossStitchSettings(MixingSettings):
     kind: Literal["cross_stitch"] = Field("cross_stitch", description="networks of all tasks, their features summed")
-    alpha: float = Field(0.9, description="share of a task's own feature at first")
-    beta: float = Field(0.1, description="share of each other task's feature at first")
 
 
-class Stitch(Exchange):
+class Stitch(Mixing):
     def __init__(self, tasks: int, channels: int, alpha: float, beta: float):
         super().__init__()
         alpha_TT = beta + (alpha - beta) * torch.eye(tasks)
         self.alpha_TTC = nn.Parameter(alpha_TT[..., None].repeat(1, 1, channels))
 
-    def own_parameters(self) -> Iterator[nn.Parameter]:
-        """All: row i is task i's."""
-        return self.parameters()
-
     def forward(self, x_T: list[Tensor]) -> list[Tensor]:
         return [sum(a_C[:, None, None] * x for a_C, x in zip(alpha_TC, x_T)) for alpha_TC in self.alpha_TTC]
 
 
-class CrossStitch(Columns):
-    Settings = CrossStitchSettings
-
-    def create_exchange(self) -> Stitch:
-        settings = self.settings
-        return Stitch(len(self.tasks), settings.channels, settings.alpha, settings.beta)
+class CrossStitch(MixedColumns):
+    Settings, mixing = CrossStitchSettings, Stitch

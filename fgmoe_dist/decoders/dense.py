@@ -30,6 +30,7 @@ from fgmoe_dist.decoders.parts.aggregator import Aggregator
 from fgmoe_dist.decoders.parts.grid import GridSettings
 from fgmoe_dist.decoders.parts.heads import Head
 from fgmoe_dist.decoders.parts.mixer import deformable_mixer
+from fgmoe_dist.decoders.parts.recompute import run
 from fgmoe_dist.decoders.parts.tokens import to_maps, to_tokens
 from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
 from fgmoe_dist.experts.kinds import KINDS
@@ -84,7 +85,8 @@ class Dense(Decoder):
 
     def __init__(self, settings: DenseSettings, levels: Levels, tasks: Sequence[Task], around: Surroundings):
         super().__init__(settings, levels, tasks, around)
-        channels, count, self.experts = settings.channels, len(tasks), around.experts
+        channels, count = settings.channels, len(tasks)
+        self.experts, self.recompute = around.experts, around.recompute
         self.grid_hw, self.always_on = settings.grid(around.image_size), settings.always_on(around.experts, count)
         self.aggregator = Aggregator(levels.channels, channels, count)
         self.mixers = nn.ModuleList(deformable_mixer(channels, settings.mixer_depth) for _ in tasks)
@@ -98,7 +100,7 @@ class Dense(Decoder):
         a_BChw, _ = self.aggregator(levels, self.grid_hw)
         u_TNC, a_NC = to_tokens(torch.stack([mixer(a_BChw) for mixer in self.mixers])), to_tokens(a_BChw)
         for block in self.blocks:
-            u_TNC = block(u_TNC, a_NC)
+            u_TNC = run(block, u_TNC, a_NC, recompute=self.recompute)
         features = to_maps(u_TNC, a_BChw.shape[0], self.grid_hw)
         return Output({task.name: head(x, self.size_hw) for task, head, x in zip(self.tasks, self.heads, features)})
 

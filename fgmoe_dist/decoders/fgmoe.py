@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fgmoe_dist.decoders.base import Auxiliary, Decoder, Levels, Output, Routed, Surroundings
 from fgmoe_dist.decoders.parts.aggregator import Aggregator
@@ -24,6 +23,7 @@ from fgmoe_dist.decoders.parts.block import FGMoEBlock
 from fgmoe_dist.decoders.parts.grid import GridSettings
 from fgmoe_dist.decoders.parts.heads import Head
 from fgmoe_dist.decoders.parts.mixer import deformable_mixer
+from fgmoe_dist.decoders.parts.recompute import run
 from fgmoe_dist.decoders.parts.tokens import to_maps, to_tokens
 from fgmoe_dist.drawing.load_map import load_map
 from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses, figures_of, metrics
@@ -82,16 +82,11 @@ class FGMoE(Decoder):
         u_TNC, a_NC, terms = to_tokens(u_TBChw), to_tokens(a_BChw), []
         images = a_BChw.shape[0]  # `len` would be a constant in an exported model
         for block in self.blocks:
-            u_TNC, *balance = self._run(block, u_TNC, a_NC, images)
+            u_TNC, *balance = run(block, u_TNC, a_NC, images, recompute=self.recompute)
             terms.append(BalanceTerms(*balance))
         features = to_maps(u_TNC, images, self.grid_hw)
         predictions = {task.name: head(x, self.size_hw) for task, head, x in zip(self.tasks, self.heads, features)}
         return Output(predictions, terms)
-
-    def _run(self, block: FGMoEBlock, u_TNC: Tensor, a_NC: Tensor, images: int) -> tuple[Tensor, ...]:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, u_TNC, a_NC, images, use_reentrant=False)
-        return block(u_TNC, a_NC, images)
 
     def auxiliary(self, output: Output) -> Auxiliary:
         """The balance losses of all ranks' tokens, and the experts' load."""

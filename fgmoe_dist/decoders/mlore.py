@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from fgmoe_dist.decoders.base import Auxiliary, Decoder, DecoderSettings, Levels, Output, Surroundings
 from fgmoe_dist.decoders.parts.batch_norm import BatchNorm
+from fgmoe_dist.decoders.parts.heads import to_input
 from fgmoe_dist.decoders.parts.mlore_module import LowRankBank, MLoREModule, Router
 from fgmoe_dist.drawing.load_map import load_map
 from fgmoe_dist.errors import UserError
@@ -48,9 +49,9 @@ class MLoRESettings(DecoderSettings):
     """The defaults are those of PASCAL-Context with ViT-L; see configs/decoders/ for others."""
 
     kind: Literal["mlore"] = Field("mlore", description="which decoder: mlore, or another that is registered")
-    channels: int = Field(452, ge=4, multiple_of=4, description="C, the width of every task's feature")
+    channels: int = Field(452, ge=4, le=2**20, multiple_of=4, description="C, the width of every task's feature")
     ranks: list[int] = Field(list(range(16, 129, 8)), min_length=2, description="rank of each low-rank expert")
-    own_rank: int = Field(72, ge=1, description="rank of each task's own low-rank convolution")
+    own_rank: int = Field(72, ge=1, le=2**20, description="rank of each task's own low-rank convolution")
     top_k: int = Field(9, ge=1, description="experts that an image and task keep")
     pre_softmax: bool = Field(
         False, description="experts are selected before the softmax, so that gates sum to 1, and not after it"
@@ -60,8 +61,8 @@ class MLoRESettings(DecoderSettings):
 
     def conflicts(self, around: Surroundings) -> list[str]:
         found = []
-        if min(self.ranks) < 1:
-            found.append(f"decoder.ranks={self.ranks}: a rank is 1 or more")
+        if min(self.ranks) < 1 or max(self.ranks) > 2**20:
+            found.append(f"decoder.ranks={self.ranks}: a rank is 1 or more, and {2**20} at most")
         if self.top_k > len(self.ranks):
             found.append(
                 f"decoder.top_k={self.top_k} is more than the {len(self.ranks)} experts of decoder.ranks;"
@@ -106,10 +107,8 @@ class MLoRE(Decoder):
         fine_BXhw = F.interpolate(self.join(features), fine_hw, mode="bilinear", align_corners=False)
         fine_BXhw = F.gelu(self.head_norm(self.head(fine_BXhw)))
         own = fine_BXhw.chunk(len(self.tasks), dim=1)
-        return Output({task.name: self._answer(p, x) for task, p, x in zip(self.tasks, self.predict, own)}, gates)
-
-    def _answer(self, predict: nn.Module, x_BChw: Tensor) -> Tensor:
-        return F.interpolate(predict(x_BChw).float(), self.size_hw, mode="bilinear", align_corners=False)
+        answers = (to_input(predict(x_BChw), self.size_hw) for predict, x_BChw in zip(self.predict, own))
+        return Output({task.name: answer for task, answer in zip(self.tasks, answers)}, gates)
 
     def _check_grid(self, level_BChw: Tensor) -> None:
         given_hw = tuple(level_BChw.shape[2:])

@@ -15,7 +15,6 @@ Legend: B images, C channels, h x w grid, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -23,17 +22,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgmoe_dist.decoders.parts.columns import Columns, ColumnSettings, Exchange
+from fgmoe_dist.decoders.parts.columns import MixedColumns, Mixing, MixingSettings
 from fgmoe_dist.decoders.parts.layers import LayerNorm2d
 
 
-class NDDRSettings(ColumnSettings):
+class NDDRSettings(MixingSettings):
     kind: Literal["nddr"] = Field("nddr", description="networks of all tasks, their features fused by 1x1 convolutions")
-    alpha: float = Field(0.9, description="weight of a task's own feature at first")
-    beta: float = Field(0.1, description="weight of each other task's feature at first")
 
 
-class Fusion(Exchange):
+class Fusion(Mixing):
     def __init__(self, tasks: int, channels: int, alpha: float, beta: float):
         super().__init__()
         self.reduce = nn.ModuleList(nn.Conv2d(tasks * channels, channels, 1, bias=False) for _ in range(tasks))
@@ -44,18 +41,10 @@ class Fusion(Exchange):
             first_CK = torch.kron(share_T, torch.eye(channels))
             reduce.weight.data.copy_(first_CK[:, :, None, None])
 
-    def own_parameters(self) -> Iterator[nn.Parameter]:
-        """All: layer i is task i's."""
-        return self.parameters()
-
     def forward(self, x_T: list[Tensor]) -> list[Tensor]:
         x_BKhw = torch.cat(x_T, dim=1)
         return [F.relu(norm(reduce(x_BKhw))) for norm, reduce in zip(self.norms, self.reduce)]
 
 
-class NDDR(Columns):
-    Settings = NDDRSettings
-
-    def create_exchange(self) -> Fusion:
-        settings = self.settings
-        return Fusion(len(self.tasks), settings.channels, settings.alpha, settings.beta)
+class NDDR(MixedColumns):
+    Settings, mixing = NDDRSettings, Fusion

@@ -66,8 +66,8 @@ class Trainer:
         self.samples.check(config, self.model.encoder)
         self.engine: Engine = module.create_engine(self.model.decoder, config)
         self.weighing = create_weighing(config, self.samples.count, self.model.decoder)
-        # Asked now, in the precision that the engine has given it: a kernel that cannot run here ends no training.
         self.eval_transform = EvalTransform(config.data.image_size, self.model.encoder.mean, self.model.encoder.std)
+        # Asked now, in the precision that the engine has given it: a kernel that cannot run here ends no training.
         self.notes: list[str] = self.model.decoder.notes()
         self.stage: Callable[[str], AbstractContextManager] = nullcontext
         self._batches: Iterator[dict] | None = None

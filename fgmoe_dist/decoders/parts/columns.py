@@ -8,6 +8,7 @@ Legend: B images, C channels, h x w grid, T tasks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -38,7 +39,12 @@ def create_own(channels: int, mixer_depth: int, tasks: Sequence[Task], seed: int
 
 
 class ColumnSettings(GridSettings):
-    mixer_depth: int = Field(2, ge=0, description="deformable mixer layers a task")
+    mixer_depth: int = Field(2, ge=0, le=1000, description="deformable mixer layers a task")
+
+
+class MixingSettings(ColumnSettings):
+    alpha: float = Field(0.9, description="weight of a task's own feature at first")
+    beta: float = Field(0.1, description="weight of each other task's feature at first")
 
 
 class Exchange(nn.Module):
@@ -54,6 +60,13 @@ class Exchange(nn.Module):
     def forward(self, x_T: list[Tensor]) -> list[Tensor]:
         """A feature `[B, C, h, w]` for each task from those of all tasks."""
         return x_T
+
+
+class Mixing(Exchange):
+    """The feature of task i becomes a learned mixture of all, whose weights are task i's own."""
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        return self.parameters()
 
 
 class Columns(Decoder):
@@ -81,3 +94,13 @@ class Columns(Decoder):
         """What one task alone trains: whatever comes before the last exchange, the losses of all tasks reach."""
         yield from self.exchanges[-1].own_parameters()
         yield from self.heads.parameters()
+
+
+class MixedColumns(Columns):
+    """Networks whose features are mixed; `mixing(tasks, channels, alpha, beta)` makes a `Mixing`."""
+
+    mixing: ClassVar[type[Mixing]]
+
+    def create_exchange(self) -> Mixing:
+        settings = self.settings
+        return self.mixing(len(self.tasks), settings.channels, settings.alpha, settings.beta)
