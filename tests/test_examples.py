@@ -312,3 +312,11 @@ def test_the_page_on_extending_quotes_the_examples():
     dictionaries = {f"{module.removeprefix('fgmoe_dist.')}.{name}" for module, name in plugins.SEAMS.values()}
     for dictionary in dictionaries:
         assert f"`{dictionary.replace('.registry', '')}`" in page, dictionary
+
+
+@pytest.mark.parametrize(("said", "own"), [("unit: m", "'K'"), ("metric: rmse", "'mae'")])
+def test_a_data_set_may_not_say_otherwise_of_a_task_that_a_plug_in_has(workshop, tmp_path, said, own):
+    described = tmp_path / "odd.yaml"
+    described.write_text((EXAMPLES / "workshop.yaml").read_text().replace("unit: K", said))
+    with plugged(*WORKSHOP), pytest.raises(UserError, match=f"tasks.warmth.{said.split(':')[0]}=.*{own} everywhere"):
+        open_layout(described, workshop.root)

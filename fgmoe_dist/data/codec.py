@@ -71,6 +71,13 @@ def check(
     entry(key, labels).check(key, stored, size_hw)
 
 
+def check_values(key: str, stored: np.ndarray, labels: Mapping[str, Label] = KNOWN_KEYS) -> None:
+    """Raise `CodecError` if a value lies outside the range of its kind."""
+    strange = entry(key, labels).strange(stored)
+    if strange.size:
+        raise CodecError(f"{key} holds value {strange.flat[0]}, which its kind of label has not")
+
+
 def encode(key: str, stored: np.ndarray, labels: Mapping[str, Label] = KNOWN_KEYS) -> tuple[str, bytes]:
     """The extension that says how to read a stored array, and its bytes.
 

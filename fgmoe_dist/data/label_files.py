@@ -7,6 +7,7 @@ Shapes: H, W native size; C components of a vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fgmoe_dist.data.arrays import as_float32, channels_last, read_array
 from fgmoe_dist.data.pictures import WHITE_16, read_picture
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import IGNORE
+from fgmoe_dist.labels.vectors import SHORTEST
 
 
 def is_array(path: Path) -> bool:
@@ -66,18 +68,19 @@ def mask_labels(path: Path) -> np.ndarray:
     return value_HW.astype(np.uint8)
 
 
-def colours(path: Path, channels: int) -> np.ndarray:
-    """uint8 or uint16 `[H, W, C]` of a picture, red first."""
+def marks(invalid: Sequence[float], value: np.ndarray) -> np.ndarray:
+    """Numbers that mark what has no label, as a file of this type holds them: in 32 bits -9999.9 is another number."""
+    with np.errstate(over="ignore"):
+        return np.array(invalid, np.float64).astype(value.dtype if value.dtype.kind == "f" else np.float64)
+
+
+def colours(path: Path, channels: int, order: str = "hwc") -> np.ndarray:
+    """uint8 or uint16 `[H, W, C]` of a picture, red first; a picture has one order of axes."""
     return read_picture(path).colours(channels)
 
 
-def vectors(path: Path, channels: int, order: str = "hwc") -> np.ndarray:
-    """float32 `[H, W, C]` of an .npy, whose axes are in this order; `[H, W]` will do for one channel."""
-    return as_float32(_components(path, channels, order), path)
-
-
-def _components(path: Path, channels: int, order: str) -> np.ndarray:
-    """`[H, W, C]` of an .npy, as they are."""
+def components(path: Path, channels: int, order: str = "hwc") -> np.ndarray:
+    """`[H, W, C]` of an .npy as they are, whose axes are in this order; `[H, W]` will do for one channel."""
     array = read_array(path)
     vector_HWC = channels_last(array, order)
     if vector_HWC.ndim == 2 and channels == 1:
@@ -94,7 +97,7 @@ def directions(path: Path, channels: int, order: str = "hwc") -> np.ndarray:
 
     A picture, or an .npy of 8 or 16 unsigned bits, has coded directions; any other .npy has them as they are.
     """
-    coded_HWC = _components(path, channels, order) if is_array(path) else colours(path, channels)
+    coded_HWC = (components if is_array(path) else colours)(path, channels, order)
     if coded_HWC.dtype not in (np.uint8, np.uint16):
         vector_HWC = as_float32(coded_HWC, path)
         _check_directions(vector_HWC, path)
@@ -102,7 +105,7 @@ def directions(path: Path, channels: int, order: str = "hwc") -> np.ndarray:
     if coded_HWC.dtype == np.uint8:
         return coded_HWC
     vector_HWC = coded_HWC.astype(np.float32) * np.float32(2 / WHITE_16) - 1
-    short_HW = np.linalg.norm(vector_HWC, axis=-1) < 0.1
+    short_HW = np.linalg.norm(vector_HWC, axis=-1) < SHORTEST
     return _unit(np.where((short_HW | ~coded_HWC.any(-1))[..., None], np.float32(np.nan), vector_HWC))
 
 

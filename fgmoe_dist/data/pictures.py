@@ -121,7 +121,7 @@ class Picture:
         if self.kind != "indices" and self.full not in (255, WHITE_16):
             if self.full is None or self.full > 255:
                 raise UserError(f"{self.path} has {self.values.dtype} values of unknown range: save 8 or 16 bits")
-            value_HWC = (value_HWC * (255 // self.full)).astype(np.uint8)
+            value_HWC = to_8_bits(value_HWC, self.full)
         if self.alpha_HW is not None and (self.is_transparent or channels == value_HWC.shape[2] + 1):
             value_HWC = np.concatenate([value_HWC, self.alpha_HW[..., None]], axis=2)
         if value_HWC.shape[2] != channels:
@@ -135,6 +135,11 @@ class Picture:
         if (self.values != self.values[..., :1]).any():
             raise UserError(f"{self.path} is a colour picture, not {what}: save one channel")
         return self.values[..., 0]
+
+
+def to_8_bits(value: np.ndarray, full: int) -> np.ndarray:
+    """uint8 from 0 to 255 of values from 0 to `full`, which is less."""
+    return np.round(value * (255 / full)).astype(np.uint8)
 
 
 def read_picture(path: Path, cure: str = CURE, gone: str | None = GONE) -> Picture:

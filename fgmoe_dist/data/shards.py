@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -24,6 +23,7 @@ from fgmoe_dist.data.shardset import BadSample, Shard, ShardSet, decode_sample, 
 from fgmoe_dist.data.survey import Survey, Tally, doubts, survey_shard
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_atomically, write_png
+from fgmoe_dist.labels.storage import write_npy
 from fgmoe_dist.outputs import DUMPED
 from fgmoe_dist.outputs import claim as claim_folder
 from fgmoe_dist.plugins import Plugged
@@ -104,9 +104,7 @@ def dump_sample(where: str | Path, id_: str, out: str | Path) -> list[Path]:
     written = [write_png(out / f"{id_}.image.png", sample["image"])]
     for key, array in codec.native_sample(sample, shard.labels).items():
         if key not in ("id", "image"):
-            stream = io.BytesIO()
-            np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-            written.append(write_atomically(out / f"{id_}.{key}.npy", stream.getvalue()))
+            written.append(write_atomically(out / f"{id_}.{key}.npy", write_npy(array)))
     return written
 
 

@@ -37,6 +37,9 @@ class BadSample(UserError):
         self.samples = samples
 
 
+_ALIKE = ("dataset", "tasks", "classes", "definitions", "boundary_max_dist")  # of sets that are read as one
+
+
 @dataclass(frozen=True)
 class Shard:
     """One tar: where it is opened, and what the index says of it and of the labels in it, by key."""
@@ -313,10 +316,10 @@ def _join(parts: list[ShardSet]) -> ShardSet:
     for part in parts[1:]:
         if part.cache or first.cache:
             raise UserError("cached features do not mix with other shards: give one folder of them")
-        if any(getattr(part, name) != getattr(first, name) for name in ("dataset", "tasks", "classes", "definitions")):
+        if any(getattr(part, name) != getattr(first, name) for name in _ALIKE):
             raise UserError(
                 f"shards of {first.dataset} ({', '.join(first.tasks)}) and {part.dataset} ({', '.join(part.tasks)}) "
-                "do not mix: give sets with the same tasks and classes"
+                "do not mix: give sets with the same tasks, classes and matching radius of boundaries"
             )
     shards = tuple(shard for part in parts for shard in part.shards)
     sizes = [part.largest for part in parts]

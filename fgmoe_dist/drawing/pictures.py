@@ -31,21 +31,6 @@ def picture_classes(
     return _hatch(table_NC[ids_HW], ids_HW == ignore)
 
 
-def picture_depth(depth_HW: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Depth in metres, near bright and far dark; 0 and NaN (no depth) are hatched.
-
-    `low` and `high` are the ends of the scale, the range of this very picture by default.
-    """
-    if low is None or high is None:
-        low, high = depth_range([depth_HW])
-    return picture_values(depth_HW, depth_HW > 0, low, high)
-
-
-def depth_range(depths: Iterable[np.ndarray]) -> tuple[float, float]:
-    """Ends of a scale for these maps together, where they have a depth."""
-    return value_range(depth[depth > 0] for depth in depths)
-
-
 def picture_values(values_HW: np.ndarray, valid_HW: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values in the colours of `depth_scale`, `low` bright and `high` dark; what is not valid is hatched."""
     share_HW = np.where(valid_HW, (values_HW - low) / max(high - low, LEAST_RANGE), 0)

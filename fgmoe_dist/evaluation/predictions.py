@@ -5,7 +5,6 @@ What their values mean is for each task to say (docs/contracts.md). Nothing is u
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import cv2
 import numpy as np
 
 from fgmoe_dist.data.arrays import read_array
-from fgmoe_dist.data.pictures import read_picture
+from fgmoe_dist.data.pictures import read_picture, to_8_bits
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_atomically
 from fgmoe_dist.labels import BinaryMap, ClassMap
+from fgmoe_dist.labels.storage import write_npy
 from fgmoe_dist.tasks import Task
 
 CURE = "save it again"
@@ -32,9 +32,7 @@ def write_predictions(folder: Path, id_: str, predictions: Mapping[str, np.ndarr
 def _encoded(prediction: np.ndarray) -> tuple[str, bytes]:
     if np.issubdtype(prediction.dtype, np.unsignedinteger):
         return ".png", cv2.imencode(".png", prediction)[1].tobytes()
-    stream = io.BytesIO()
-    np.save(stream, prediction, allow_pickle=False)
-    return ".npy", stream.getvalue()
+    return ".npy", write_npy(prediction)
 
 
 class PredictionWriter:
@@ -77,4 +75,4 @@ def _pixels(path: Path, task: Task) -> np.ndarray:
     shade_HW, full = picture.brightness()
     if full == 1:
         return shade_HW.astype(bool)
-    return shade_HW * np.uint8(255 // full) if full < 255 else shade_HW
+    return to_8_bits(shade_HW, full) if full < 255 else shade_HW

@@ -34,6 +34,9 @@ def differences(names: Sequence[str], one: DatasetInfo, other: DatasetInfo, call
 
 def _differences(mine: Task, yours: Task, called: tuple[str, str]) -> Iterator[str]:
     facts, others = _facts(mine), _facts(yours)
+    if mine.label.kind != yours.label.kind:
+        yield f"{mine.name}: of kind {mine.label.kind} in {called[0]}, of kind {yours.label.kind} in {called[1]}"
+        return
     if "class_names" in facts and facts["class_names"] != others.get("class_names"):
         yield f"{mine.name}: {_classes(facts['class_names'], others['class_names'], called)}"
     for key in dict.fromkeys([*facts, *others]):

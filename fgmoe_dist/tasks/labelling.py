@@ -15,7 +15,7 @@ from fgmoe_dist.plugins import HINT
 from fgmoe_dist.tasks.base import DatasetInfo
 from fgmoe_dist.tasks.registry import TASKS
 
-RESERVED = ("id", "image", "features", "total")  # keys of samples, batches and losses that are no labels
+RESERVED = ("id", "image", "features", "total", "delta_m")  # keys of samples, losses and scores that are no tasks
 
 
 # Of the registered tasks, which mean the same in every data set: what functions of single samples take where nobody

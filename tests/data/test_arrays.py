@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgmoe_dist.data.arrays import read_array
-from fgmoe_dist.data.label_files import measurements, vectors, whole_numbers
+from fgmoe_dist.data.label_files import components, measurements, whole_numbers
 from fgmoe_dist.data.layouts.sections import Depth, Scalar
 from fgmoe_dist.errors import UserError
 
@@ -67,7 +67,7 @@ ODD = {
 def test_what_is_no_array_of_numbers_is_one_line(tmp_path, what):
     content, message = ODD[what]
     content(tmp_path / "a.npy") if callable(content) else np.save(tmp_path / "a.npy", content)
-    for read in (read_array, measurements, whole_numbers, lambda path: vectors(path, 3)):
+    for read in (read_array, measurements, whole_numbers, lambda path: components(path, 3)):
         with pytest.raises(UserError, match=message) as caught:
             read(tmp_path / "a.npy")
         assert "a.npy" in str(caught.value) and "\n" not in str(caught.value)

@@ -30,7 +30,7 @@ def test_classes_keep_their_colour_and_ignore_is_hatched():
 
 def test_depth_goes_from_bright_to_dark():
     depth = np.array([[1.0, 2.0, 3.0, 0.0, np.nan]], np.float32)
-    picture = pictures.picture_depth(depth, 1.0, 3.0)
+    picture = pictures.picture_values(depth, depth > 0, 1.0, 3.0)
     lightness = rgb2lab(picture)[0, :, 0]
     assert lightness[0] > lightness[1] > lightness[2]
     assert (picture[0, 0] == pictures.depth_scale()[0]).all() and (picture[0, 2] == pictures.depth_scale()[255]).all()
@@ -43,15 +43,16 @@ def test_depth_scale_is_perceptually_even():
     assert (steps < 0).all() and steps.min() / steps.max() < 4
 
 
-def test_depth_range_is_shared_and_robust():
+def test_a_range_of_values_is_shared_and_robust():
     near, far = np.full((100, 100), 1.0), np.full((100, 100), 4.0)
     far[0, 0] = 1000.0
-    assert pictures.depth_range([near, far]) == (1.0, 4.0)
-    assert pictures.depth_range([np.zeros((2, 2))]) == (0.0, 1.0)
+    assert pictures.value_range([near, far]) == (1.0, 4.0)
+    assert pictures.value_range([np.zeros(0)]) == (0.0, 1.0)
 
 
 def test_constant_depth_is_drawn():
-    assert pictures.picture_depth(np.full((4, 5), 2.0)).shape == (4, 5, 3)
+    depth = np.full((4, 5), 2.0)
+    assert pictures.picture_values(depth, depth > 0, *pictures.value_range([depth])).shape == (4, 5, 3)
 
 
 def test_normals_are_drawn_as_the_field_does():

@@ -65,6 +65,13 @@ def test_each_task_is_told_and_those_that_one_lacks_are_not():
     assert found(semseg=["x"], tasks=["depth", "heat"]) == []
 
 
+def test_a_task_of_another_kind_is_told_by_its_kind():
+    other = dataset()
+    other.definitions["stuff"], other.classes = {"kind": "binary"}, {"semseg": CLASSES["semseg"]}
+    (line,) = differences(["stuff"], dataset(), other, ("the checkpoint", "the shards"))
+    assert line == "stuff: of kind classes in the checkpoint, of kind binary in the shards"
+
+
 @pytest.mark.parametrize("changes", [{"classes": {}}, {"definitions": {"crease": {"kind": "boundary"}}}])
 def test_what_is_not_whole_is_a_user_s_error(changes):
     broken = SimpleNamespace(**{**vars(dataset()), **changes})

@@ -144,6 +144,7 @@ class Layout:
         for key, array in labels.items():
             try:
                 codec.check(key, array, image_HWC.shape[:2], self.labels)
+                codec.check_values(key, array, self.labels)
             except codec.CodecError as error:
                 raise UserError(f"{self.root}: image {id_}: {error}; repair or remove that file") from error
             sample[key] = array

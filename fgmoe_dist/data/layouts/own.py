@@ -8,7 +8,7 @@ label file that is not there is a label that the image lacks; it gives no loss a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -212,6 +212,8 @@ def _read_description(path: Path) -> tuple[Description, dict[str, Section]]:
                 said = {key: value for key, value in part.items() if key != "kind"}
                 sections[task], mistakes = validate(section, said)
                 faults += explain_validation(mistakes, section, ALL_KEYS, f"tasks.{task}")
+                if not mistakes and task not in KNOWN_SECTIONS:
+                    faults += _contradictions(task, sections[task])
             except UserError as error:
                 faults.append(str(error))
     if not faults:
@@ -222,6 +224,14 @@ def _read_description(path: Path) -> tuple[Description, dict[str, Section]]:
         raise UserError(f"{path}: tasks is empty; describe one of {', '.join(KNOWN_SECTIONS)}, or another by its kind")
     known = {task: sections[task] for task in KNOWN_SECTIONS if task in sections}
     return description, known | sections
+
+
+def _contradictions(task: str, part: Section) -> Iterator[str]:
+    """What the file says of a task of ours that the task itself says otherwise: its unit and its headline."""
+    for key, name in (("unit", "unit"), ("metric", "headline")):
+        said, own = getattr(part, key, None), getattr(TASKS.get(task), name, None)
+        if key in part.model_fields_set and isinstance(said, str) and said != own and isinstance(own, str):
+            yield f"tasks.{task}.{key}={said!r}: of {task} it is {own!r} everywhere; give the task another name"
 
 
 def _patterns_without_the_id(description: Description, sections: dict[str, Section]) -> list[str]:
@@ -243,7 +253,12 @@ def _section(task: str, part: dict[str, Any]) -> type[Section]:
     """The section that says what the file says of one task."""
     kind = part.get("kind")
     if task in TASKS:
-        section = KNOWN_SECTIONS.get(task, SECTIONS[TASKS[task].label.kind])
+        section = KNOWN_SECTIONS.get(task, SECTIONS.get(TASKS[task].label.kind))
+        if section is None:
+            raise UserError(
+                f"tasks.{task}: nothing reads files of its kind of label, {TASKS[task].label.kind}; there are"
+                f" {', '.join(SECTIONS)}{HINT}"
+            )
         if kind not in (None, section.kind):
             raise UserError(
                 f"tasks.{task}.kind: {task} is of kind {section.kind}, not {kind}: give the task another name"

@@ -22,12 +22,13 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 from fgmoe_dist.data.arrays import as_float32
 from fgmoe_dist.data.label_files import (
     colours,
+    components,
     directions,
     is_array,
+    marks,
     mask,
     mask_labels,
     measurements,
-    vectors,
     whole_numbers,
 )
 from fgmoe_dist.data.layouts.base import thin
@@ -349,17 +350,19 @@ class Vectors(Section):
     def read(self, task: str, path: Path) -> dict[str, np.ndarray]:
         if self.unit:
             return {task: directions(path, self.channels, self.order)}
-        value_HWC = vectors(path, self.channels, self.order) if is_array(path) else colours(path, self.channels)
-        return {task: self._components(value_HWC, path)}
+        value_HWC = (components if is_array(path) else colours)(path, self.channels, self.order)
+        valid_HW = np.isfinite(value_HWC).all(-1)
+        if self.invalid is not None:
+            valid_HW &= (value_HWC != marks(self.invalid, value_HWC)).any(-1)
+        if is_array(path):
+            value_HWC = as_float32(value_HWC, path, valid_HW[..., None])
+        return {task: self._components(value_HWC, valid_HW, path)}
 
-    def _components(self, value_HWC: np.ndarray, path: Path) -> np.ndarray:
+    def _components(self, value_HWC: np.ndarray, valid_HW: np.ndarray, path: Path) -> np.ndarray:
         """uint8 as it is where every pixel has a label, else float32."""
         low, high = self.range
         if value_HWC.dtype == np.uint8 and self.invalid is None:
             return value_HWC
-        valid_HW = np.isfinite(value_HWC).all(-1)
-        if self.invalid is not None:
-            valid_HW &= (value_HWC != np.array(self.invalid)).any(-1)
         if np.issubdtype(value_HWC.dtype, np.unsignedinteger):
             value_HWC = low + value_HWC * ((high - low) / np.iinfo(value_HWC.dtype).max)
         elif (outside_HWC := valid_HW[..., None] & ((value_HWC < low) | (value_HWC > high))).any():
@@ -399,9 +402,9 @@ def _numbers(path: Path, factor: float, offset: float, invalid: list[float], pos
     """float32 [H, W] of a file's values times `factor` plus `offset`; NaN where invalid, or 0 where only what is
     positive is valid."""
     value_HW = measurements(path)
+    valid_HW = np.isfinite(value_HW) & ~np.isin(value_HW, marks(invalid, value_HW))
     if value_HW.dtype == np.float16:
         value_HW = value_HW.astype(np.float32)  # a factor would be rounded, and overflow, in 16 bits
-    valid_HW = np.isfinite(value_HW) & ~np.isin(value_HW, invalid)
     if positive:  # known before it is asked what 32 bits hold: a huge negative number is a mark, and no depth
         with np.errstate(over="ignore", invalid="ignore"):
             valid_HW &= value_HW * factor + offset > 0
