@@ -19,6 +19,8 @@ from fgmoe_dist.settings import flatten
 from fgmoe_dist.tasks import TASKS
 from fgmoe_dist.tracking.run_folder import RunFolder, runs_in
 
+# What a run recorded beside its settings, and MLflow has among them.
+RECORDED = ("model.", "headlines.", "encoder.source")
 # Every run has its own; they say nothing of what was compared.
 OWN_SETTINGS = ("run.name", "run.dir", "tracking.sinks", "tracking.uri", "tracking.experiment")
 PLACE_TAGS = ("git_commit", "git_dirty", "world", "launcher", "device", "torch", "deepspeed")
@@ -81,19 +83,31 @@ def read_folder(folder: RunFolder) -> RunRecord:
 def read_mlflow(uri: str, experiment: str, unfinished: bool = False) -> list[RunRecord]:
     """The runs of an MLflow experiment, oldest first. UserError if the store or the experiment cannot be read."""
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise UserError(f"--uri {uri}: there is no such file; name the store the runs were tracked in")
+    _check_file(uri)
     try:
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             raise UserError(f"--experiment {experiment}: is not in {uri}; name one that is")
         runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"], max_results=1000)
-    except MlflowException as error:
+        return [_of_mlflow(client, run) for run in runs if unfinished or run.info.status == "FINISHED"]
+    except UserError:
+        raise
+    except Exception as error:  # of a store MLflow passes on what its driver, the network or the file system raise
         raise UserError(f"--uri {uri}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-    return [_of_mlflow(client, run) for run in runs if unfinished or run.info.status == "FINISHED"]
+
+
+def _check_file(uri: str) -> None:
+    """UserError where MLflow would ask a file for minutes that is not there, or no store."""
+    if not uri.startswith("sqlite:///"):
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not path.is_file():
+        raise UserError(f"--uri {uri}: there is no such file; name the store the runs were tracked in")
+    with path.open("rb") as file:
+        if file.read(16) not in (b"", b"SQLite format 3\0"):
+            raise UserError(f"--uri {uri}: the file is no SQLite database; name the store the runs were tracked in")
 
 
 def _of_mlflow(client: Any, run: Any) -> RunRecord:
@@ -103,19 +117,34 @@ def _of_mlflow(client: Any, run: Any) -> RunRecord:
             _, task, metric = name.split("/")
             scores[task][metric] = value
     points = client.get_metric_history(run.info.run_id, "images_per_second")
-    model = {key.removeprefix("model."): value for key, value in run.data.params.items() if key.startswith("model.")}
+    recorded = {section: _below(section, run.data.params) for section in ("model", "headlines")}
     any_score = next((f"eval/{task}/{name}" for task, values in scores.items() for name in values), None)
     steps = [point.step for point in client.get_metric_history(run.info.run_id, any_score)] if any_score else []
     return RunRecord(
         name=run.info.run_name,
         status=run.info.status,
-        settings={key: value for key, value in run.data.params.items() if not key.startswith("model.")},
+        settings={key: value for key, value in run.data.params.items() if not key.startswith(RECORDED)},
         tags={key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
         scores=dict(scores),
         step=max(steps, default=None),
-        model={key: float(value) for key, value in model.items()},
+        model={key: float(value) for key, value in recorded["model"].items()},
+        headlines=_headlines(recorded["headlines"]),
         images_per_second=statistics.median(point.value for point in points) if points else None,
     )
+
+
+def _below(section: str, parameters: Mapping[str, str]) -> dict[str, str]:
+    above = f"{section}."
+    return {key.removeprefix(above): value for key, value in parameters.items() if key.startswith(above)}
+
+
+def _headlines(parameters: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Those of `about.json`, of the tasks that have both parts: `TASK.metric` and `TASK.lower_is_better`."""
+    return {
+        key.removesuffix(".metric"): {"metric": metric, "lower_is_better": lower == "True"}
+        for key, metric in parameters.items()
+        if key.endswith(".metric") and (lower := parameters.get(f"{key.removesuffix('.metric')}.lower_is_better"))
+    }
 
 
 def compare(records: Sequence[RunRecord], every_metric: bool = False) -> list[Row]:

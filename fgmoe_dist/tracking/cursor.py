@@ -37,11 +37,6 @@ class Cursor:
         return bool(self.status)
 
 
-def stores_of(folder: RunFolder) -> dict[str, str]:
-    """The run's id in each store that the folder was sent to."""
-    return {store: entry["run_id"] for store, entry in _entries(folder).items() if entry.get("run_id")}
-
-
 def _entries(folder: RunFolder) -> dict[str, Any]:
     try:
         entries = json.loads(folder.cursor_file.read_text(encoding="utf-8"))

@@ -59,15 +59,15 @@ def _settle(folder: RunFolder, ended: bool) -> tuple[bool, str]:
 
 
 def _sync(folder: RunFolder, sink: Sink, note: str, sends_itself: bool) -> Synced:
-    from mlflow.exceptions import MlflowException
-
     sent = 0
     if sends_itself:
         note += "; until then it sends by itself"
     else:
         try:
             sent = sink.catch_up()
-        except (MlflowException, OSError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # of a store MLflow passes on what its driver or the network raise
             raise UserError(f"{folder.path}: {sink.name}: {' '.join(str(error).split())[:200]}") from None
     status = folder.about().get("status", "unknown")
     return Synced(str(folder.path), sink.where_to_look(), status, sent, note)

@@ -30,7 +30,8 @@ class Tail:
         """Raises UserError where the sink's first answer is one."""
         self.wake()
         self._thread.start()
-        self._answered.wait(START_SECONDS)
+        if not self._answered.wait(START_SECONDS):
+            self._answered.set()  # nobody waits any more: from now on a refusal is warned about
         if self._refusal is not None:
             raise self._refusal
 

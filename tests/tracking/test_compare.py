@@ -20,7 +20,10 @@ def make(path, top_k=4, rmse=0.5, status="FINISHED"):
         folder.append(step, {"loss": 1.0, "images_per_second": rate})
     folder.write_evaluation(10, {"depth": {"rmse": 9.0, "abs_rel": 0.3}})
     folder.write_evaluation(30, {"depth": {"rmse": rmse, "abs_rel": 0.2}})
-    folder.update_about(status=status, tags={"world": "2"}, model=MODEL)
+    folder.update_about(
+        status=status, tags={"world": "2"}, model=MODEL, encoder={"source": "hub"},
+        headlines={"depth": {"metric": "rmse", "lower_is_better": True}},
+    )  # fmt: skip
     return folder
 
 
@@ -118,6 +121,11 @@ def test_mlflow_tells_the_same_as_the_folder(tmp_path):
         read_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "other")
     with pytest.raises(UserError, match="no such file"):
         read_mlflow(f"sqlite:///{tmp_path / 'nothing.db'}", "tests")
+    (tmp_path / "notes.db").write_text("this is a text, and no database")
+    with pytest.raises(UserError, match="no SQLite database"):
+        read_mlflow(f"sqlite:///{tmp_path / 'notes.db'}", "tests")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_mlflow("postgresql://nobody@localhost:1/nothing", "tests")
 
 
 def test_the_verb(tmp_path, capsys):

@@ -242,8 +242,8 @@ class MLflowSink:
 
 
 def _parameters(folder: RunFolder, about: Mapping[str, Any]) -> dict[str, str]:
-    """The configuration, and what `about.json` says of the model and the encoder."""
-    described = {key: about[key] for key in ("model", "encoder") if key in about}
+    """The configuration, and what `about.json` says of the model, the encoder and the tasks."""
+    described = {key: about[key] for key in ("model", "encoder", "headlines") if key in about}
     values = {**flatten(folder.settings()), **flatten(described)}
     return {clean_name(key): cut(str(value)) for key, value in values.items()}
 
