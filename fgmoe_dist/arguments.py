@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.outputs import Kind, check_output
@@ -14,6 +15,27 @@ from fgmoe_dist.outputs import Kind, check_output
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 # Where nothing is as good as leaving the option out.
 _MAY_BE_EMPTY = ("--uri", "--experiment")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose text is kept as it was written, and whose errors are one line that teaches."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # Options are looked for by name before the parser sees them, so none may be cut short.
+        super().__init__(
+            *args, **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **kwargs}
+        )
+
+    def parse_known_args(self, args=None, namespace=None):  # of argparse: what parses, below a verb too
+        if self._subparsers is None:
+            for name in (word.partition("=")[0] for word in args or () if word.startswith("--")):
+                near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.75)
+                if near and near[0] != name:
+                    self.error(f"there is no {name}; did you mean {near[0]}?")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {self.prog}: {message}; `{self.prog} --help` explains it\n")
 
 
 def add_config(parser: argparse.ArgumentParser, which: str = "YAML configuration, see configs/") -> None:
@@ -27,10 +49,27 @@ def add_config(parser: argparse.ArgumentParser, which: str = "YAML configuration
 
 def add_verb(verbs: argparse._SubParsersAction, name: str, what: str, examples: str) -> argparse.ArgumentParser:
     """A verb below a verb: what it does, in the list and at the head of its own help, with examples."""
-    return verbs.add_parser(
-        name, help=what, description=f"{what[0].upper()}{what[1:]}.\n\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    return verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.\n\n{examples}")
+
+
+def count(text: str) -> int:
+    """The type of an option that is a number of things, of which there is one at least."""
+    return _whole_number(text, 1)
+
+
+def count_or_none(text: str) -> int:
+    """The type of an option that is a number of things, of which there may be none."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, {least} or more")
+    return number
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

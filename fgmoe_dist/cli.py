@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import importlib
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fgmoe_dist import __version__, plugins
-from fgmoe_dist.arguments import add_plugin, parse, refuse_empty
+from fgmoe_dist.arguments import Parser, add_plugin, parse, refuse_empty
 
 # In the order of a project's life. A verb's module is imported when it is called, so that help answers at once.
 VERBS = {
@@ -45,9 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     _or_end(refuse_empty, argv[1:])
     arguments = _or_end(plugins.take, argv[1:])  # before anything may ask which tasks or decoders there are
     module = importlib.import_module(f"fgmoe_dist.verbs.{verb}")
-    parser = argparse.ArgumentParser(
-        f"fgmoe {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(f"fgmoe {verb}", description=module.__doc__)
     module.add_arguments(parser)
     add_plugin(parser)
     _or_end(module.run, parse(parser, arguments))

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from fgmoe_dist import plugins
-from fgmoe_dist.arguments import add_config, add_output, add_plugin, check_outputs, parse, refuse_empty
+from fgmoe_dist.arguments import Parser, add_config, add_output, add_plugin, check_outputs, count, parse, refuse_empty
 from fgmoe_dist.config import check_world, load_config, to_yaml
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.outputs import RESULTS
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and end")
     parser.add_argument(
-        "--check-ranks", type=int, metavar="N", help="only check that the configuration is right and fits N ranks"
+        "--check-ranks", type=count, metavar="N", help="only check that the configuration is right and fits N ranks"
     )
     # What deepspeed's launcher adds; LOCAL_RANK says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     if args.print_config:
         print(to_yaml(config), end="")
         return
-    if args.check_ranks:
+    if args.check_ranks is not None:
         check_world(config, args.check_ranks)
         check_engine(config.parallel.engine)
         return
@@ -75,9 +75,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("train.py", description=__doc__)
     add_arguments(parser)
     add_plugin(parser)
     try:

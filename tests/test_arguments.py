@@ -7,13 +7,13 @@ import importlib
 
 import pytest
 
-from fgmoe_dist.arguments import parse
+from fgmoe_dist.arguments import Parser, parse
 
 CONFIG = ["--config", "c.yaml"]
 
 
 def parsed(verb: str, *words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    parser = Parser("fgmoe")
     importlib.import_module(f"fgmoe_dist.verbs.{verb}").add_arguments(parser)
     return parse(parser, words)
 
@@ -54,3 +54,23 @@ def test_a_verb_without_settings_takes_none(capsys):
     with pytest.raises(SystemExit):
         parsed("predict", "--checkpoint", "a", "--input", "b", "--output", "c", "d=1")
     assert "d=1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("score --predictions x --workers 0", "argument --workers: '0': give a whole number, 1 or more"),
+        ("score --predictions x --worker 1", "there is no --worker; did you mean --workers?"),
+        ("shards build --split train --out x --samples-per-shards=3", "did you mean --samples-per-shard?"),
+        ("evaluate --workers -1", "argument --workers: '-1': give a whole number, 0 or more"),
+        ("evaluate --checkpoint a stray", "unrecognized arguments: stray"),
+        ("bench atoms", "invalid choice: 'atoms'"),
+    ],
+)
+def test_a_word_that_is_wrong_is_named_in_one_line(words, told, capsys):
+    verb, *words = words.split()
+    with pytest.raises(SystemExit) as ending:
+        parsed(verb, *words)
+    line, end = capsys.readouterr().err.split("\n")
+    assert (ending.value.code, end) == (2, "")
+    assert told in line and line.startswith("error: fgmoe") and line.endswith("--help` explains it")

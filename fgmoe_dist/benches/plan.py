@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgmoe_dist.benches import machine as bench_machine
-from fgmoe_dist.benches.step import add_layout_arguments, check_layouts, measure_layouts, step_layouts
+from fgmoe_dist.benches.step import add_layout_arguments, measure_layouts, step_layouts
 
 SMALL = {"encoder": {"name": "vit_tiny_patch16_224", "weights": "none"}, "train": {"micro_batch_size": 2}}
 
@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from fgmoe_dist.config import build_config
     from fgmoe_dist.planning.profile import read_machine
 
-    check_layouts(args)
     if args.machine:
         machine = read_machine(args.machine)
     else:

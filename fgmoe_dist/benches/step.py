@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from fgmoe_dist.arguments import add_config
+from fgmoe_dist.arguments import add_config, count
 from fgmoe_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_layout_arguments(parser)
-    parser.add_argument("--ep-size", type=int, nargs="+", metavar="E", help="default: 1 and as many as there are ranks")
+    parser.add_argument(
+        "--ep-size", type=count, nargs="+", metavar="E", help="default: 1 and as many as there are ranks"
+    )
     parser.add_argument(
         "--data", choices=("synthetic", "config"), default="synthetic", help="random images, or the configuration's"
     )
@@ -31,19 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ranks", type=int, nargs="+", default=[1, 2, 4], metavar="R", help="numbers of ranks (default 1 2 4)"
+        "--ranks", type=count, nargs="+", default=[1, 2, 4], metavar="R", help="numbers of ranks (default 1 2 4)"
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=8, metavar="S", help="steps timed per layout (default 8)")
+    parser.add_argument("--steps", type=count, default=8, metavar="S", help="steps timed per layout (default 8)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from fgmoe_dist.config import load_config
     from fgmoe_dist.planning.profile import read_machine
 
-    check_layouts(args)
     config = load_config(args.config, args.set)
     machine = read_machine(args.against) if args.against else None
-    layouts = step_layouts(args.ranks, config.experts.routed, args.ep_size)
+    layouts = step_layouts(args.ranks, config.routed.most_ranks, args.ep_size)
     synthetic = args.data == "synthetic"
     return {
         "config": args.config,
@@ -52,11 +53,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "machine": machine.name if machine else None,
         **measure_layouts(config, layouts, args.steps, synthetic, machine),
     }
-
-
-def check_layouts(args: argparse.Namespace) -> None:
-    if min(args.ranks) < 1 or args.steps < 1:
-        raise UserError("--ranks and --steps must be at least 1")
 
 
 def step_layouts(ranks: Sequence[int], routed: int, ep_sizes: Sequence[int] | None = None) -> list[tuple[int, int]]:

@@ -104,7 +104,10 @@ def _drop_foreign(below: dict[str, Any], merged: dict[str, Any], above: dict[str
         kind = _kind(keys, section)
         if kind == _kind(keys, _section(below, keys)[1]) or not isinstance(kind, str) or kind not in known:
             continue
-        for key in set(section) - set(known[kind].Settings.model_fields) - set(given or ()):
+        if not isinstance(section, dict):  # no section, which validation says
+            continue
+        kept = set(given) if isinstance(given, dict) else set()
+        for key in set(section) - set(known[kind].Settings.model_fields) - kept:
             del section[key]
 
 

@@ -29,12 +29,24 @@ class Compute:
     rates: dict[str, dict[str, Curve]]  # by precision and kind of operation
 
     def seconds(self, kind: str, precision: str, amount: float, size: float = 1, calls: int = 1) -> float:
-        """Time for `amount` units (FLOPs, bytes, elements) in `calls` operations. KeyError where not measured."""
-        return amount / interpolate(self.rates[precision][kind], size) + calls * self.overhead_s
+        """Time for `amount` units (FLOPs, bytes, elements) in `calls` operations. UserError where not measured."""
+        return amount / interpolate(self._rates(precision, kind), size) + calls * self.overhead_s
+
+    def _rates(self, precision: str, kind: str) -> Curve:
+        try:
+            return self.rates[precision][kind]
+        except KeyError:
+            raise UserError(
+                f"the machine profile has no rate of {kind} in {precision}; measure it again, with fgmoe bench machine"
+                " --json FILE"
+            ) from None
 
     def nearest_width(self, prefix: str, precision: str, channels: int, hidden: int) -> str:
         """The kind `prefix:CxH` measured at the widths nearest to these."""
         kinds = [kind for kind in self.rates[precision] if kind.startswith(f"{prefix}:")]
+
+        if not kinds:
+            self._rates(precision, prefix)
 
         def distance(kind: str) -> float:
             c, h = map(int, kind.rpartition(":")[2].split("x"))
@@ -155,7 +167,23 @@ def _machine(values: dict[str, Any]) -> Machine:
     }
     links = {int(ranks): _links(one) for ranks, one in values.pop("links").items()}
     internode = values.pop("internode")
-    return Machine(compute=compute, links=links, internode=_links(internode) if internode else None, **values)
+    machine = Machine(compute=compute, links=links, internode=_links(internode) if internode else None, **values)
+    _check(machine)
+    return machine
+
+
+def _check(machine: Machine) -> None:
+    """ValueError for what no machine has: nothing measured, or a number that is none or not positive."""
+    if not machine.compute:
+        raise ValueError("it has no rates")
+    for name in ("cores", "memory_bytes", "pixels_per_s"):
+        if not getattr(machine, name) > 0:
+            raise ValueError(f"its {name} is {getattr(machine, name)}")
+    for compute in machine.compute.values():
+        for kinds in compute.rates.values():
+            for kind, curve in kinds.items():
+                if not curve or not all(number > 0 for point in curve for number in point):
+                    raise ValueError(f"its rate of {kind} is {curve}")
 
 
 def _links(values: dict[str, Any]) -> Links:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fgmoe_dist.arguments import add_checkpoint, add_json, add_output, check_outputs
+from fgmoe_dist.arguments import add_checkpoint, add_json, add_output, check_outputs, count_or_none
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
 from fgmoe_dist.outputs import RESULTS, claim
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--number-of-pictures", type=int, default=8, metavar="N", help="how many panels (default 8)")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=count_or_none,
         default=1,
         metavar="W",
         help="processes per rank to load, and as many to count (default 1)",

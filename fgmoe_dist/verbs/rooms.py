@@ -10,7 +10,7 @@ import argparse
 import re
 import time
 
-from fgmoe_dist.arguments import add_json, add_output, check_outputs
+from fgmoe_dist.arguments import add_json, add_output, check_outputs, count
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
 from fgmoe_dist.outputs import ROOMS
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val", required=True, type=int, help="number of validation images")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other rooms (default: %(default)s)")
     parser.add_argument("--size", default="256x336", metavar="HxW", help="pixels, height first (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="processes (default: every core this process may use)")
+    parser.add_argument("--workers", type=count, help="processes (default: every core this process may use)")
     add_json(parser, "what was made, and how fast")
 
 

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fgmoe_dist.arguments import add_json, add_output, check_outputs
+from fgmoe_dist.arguments import add_json, add_output, check_outputs, count
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.machine import cores
 from fgmoe_dist.outputs import REPORT
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR", help="folder of <task>/<id>.png|npy")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: every task with a folder of predictions")
     parser.add_argument("--images", type=Path, metavar="FILE", help="score only the ids in this file, one per line")
-    parser.add_argument("--workers", type=int, default=cores(), metavar="W", help="processes (default: all cores)")
+    parser.add_argument("--workers", type=count, default=cores(), metavar="W", help="processes (default: all cores)")
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="scores of single-task models (as --json writes) for delta_m"
     )
@@ -56,8 +56,6 @@ def run(args: argparse.Namespace) -> None:
 
     # What can be wrong is looked at before the work, which may take minutes.
     check_outputs(args)
-    if args.workers < 1:
-        raise UserError(f"--workers is {args.workers}; give the number of processes, 1 or more")
     baseline = read_scores(args.baseline) if args.baseline else None
     info, parts = _labels(args, read_id_list(args.images) if args.images else None)
     tasks = create_tasks(list(dict.fromkeys(args.tasks or _predicted(args.predictions, info.tasks))), info)
@@ -66,22 +64,24 @@ def run(args: argparse.Namespace) -> None:
 
     scored = score(parts, tasks, args.predictions, args.workers)
     scores = scored.scores()
-    count = sum(len(part.ids) for part in parts)
-    print_scores(tasks, scores, f"{count} images of {args.shards or args.root or args.dataset}")
+    images = sum(len(part.ids) for part in parts)
+    print_scores(tasks, scores, f"{images} images of {args.shards or args.root or args.dataset}")
+    if args.json:
+        write_json(args.json, scores)  # before delta_m, which a score that is no number ends
     gains = None
     if baseline is not None:
         gains = relative_gains(_headlines(tasks, scores), _headlines(tasks, baseline), _signs(tasks))
         gain = mean_gain(gains)
         each = ", ".join(f"{task} {value:+.2f}" for task, value in gains.items())
         print(f"delta_m against {args.baseline}: {gain:+.2f} % ({each})")
-    if args.json:
-        write_json(args.json, scores if gains is None else scores | {"delta_m": {"percent": gain, **gains}})
+        if args.json:
+            write_json(args.json, scores | {"delta_m": {"percent": gain, **gains}})
     if args.details:
         write_json(args.details, scored.details())
     if args.report:
         from fgmoe_dist.reports.page import write_report
 
-        title, subtitle = f"Scores of {args.predictions.name}", _describe(args, info, count)
+        title, subtitle = f"Scores of {args.predictions.name}", _describe(args, info, images)
         page = write_report(args.report, tasks, scored, parts, args.predictions, title, subtitle, baseline, gains)
         print(f"report: {page}")
 
@@ -127,7 +127,7 @@ def _require_headlines(tasks: list, baseline: dict[str, dict[str, float]], path:
             )
 
 
-def _describe(args: argparse.Namespace, info: Any, count: int) -> str:
+def _describe(args: argparse.Namespace, info: Any, images: int) -> str:
     where = args.shards or args.root or args.dataset
     split = info.split if args.shards else args.split
-    return f"{count} images of {info.dataset} {split} in {where}, predictions in {args.predictions}"
+    return f"{images} images of {info.dataset} {split} in {where}, predictions in {args.predictions}"

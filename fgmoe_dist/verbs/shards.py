@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fgmoe_dist.arguments import add_config, add_json, add_output, add_verb, check_outputs
+from fgmoe_dist.arguments import add_config, add_json, add_output, add_verb, check_outputs, count
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import write_json
 from fgmoe_dist.machine import cores
@@ -57,9 +57,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", required=True, metavar="train|val", help="which id list of the data set")
     add_output(parser, "--out", SHARDS, required=True, metavar="DIR", help="folder of the shards and index.json")
     parser.add_argument("--images", type=Path, metavar="FILE", help="build only the ids in this file, one per line")
-    parser.add_argument("--workers", type=int, default=cores(), metavar="W", help="processes (default: all cores)")
+    parser.add_argument("--workers", type=count, default=cores(), metavar="W", help="processes (default: all cores)")
     parser.add_argument(
-        "--samples-per-shard", type=int, default=8, metavar="N", help="samples per shard (default 8: 6 to 20 MB)"
+        "--samples-per-shard", type=count, default=8, metavar="N", help="samples per shard (default 8: 6 to 20 MB)"
     )
     add_json(parser)
 
@@ -79,9 +79,9 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
     add_config(parser, "configuration of the runs that will read them")
     add_output(parser, "--out", SHARDS, required=True, metavar="DIR", help="folder to name in data.train")
     parser.add_argument(
-        "--views", type=int, metavar="K", help="augmented views of each image (default: data.views, or else 4)"
+        "--views", type=count, metavar="K", help="augmented views of each image (default: data.views, or else 4)"
     )
-    parser.add_argument("--workers", type=int, default=1, metavar="W", help="processes that read images (default 1)")
+    parser.add_argument("--workers", type=count, default=1, metavar="W", help="processes that read images (default 1)")
     add_json(parser)
 
 

@@ -98,11 +98,21 @@ def test_the_cases_are_configurations_that_fit_all_layouts(case):
 
 
 @pytest.mark.parametrize(("module", "arguments"), [
-    (bench_machine, ["--ranks", "0"]), (bench_machine, ["--milliseconds", "0"]), (bench_plan, ["--ranks", "-1"]),
-    (bench_step, ["--config", "x", "--steps", "0"]),
-])  # fmt: skip
+    (bench_machine, ["--ranks", "0"]), (bench_machine, ["--milliseconds", "0"])])  # fmt: skip
 def test_mistakes_are_the_user_s(module, arguments):
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     with pytest.raises(UserError, match="must be"):
         module.run(parser.parse_args(arguments))
+
+
+@pytest.mark.parametrize(("module", "arguments"), [
+    (bench_plan, ["--ranks", "-1"]), (bench_step, ["--config", "x", "--steps", "0"]),
+    (bench_step, ["--config", "x", "--ep-size", "1", "two"]),
+])  # fmt: skip
+def test_a_number_that_counts_is_one_at_least(module, arguments, capsys):
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(arguments)
+    assert f"{arguments[-1]!r}: give a whole number, 1 or more" in capsys.readouterr().err

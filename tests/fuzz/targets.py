@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fgmoe_dist.arguments import parse, refuse_empty
 from fgmoe_dist.data.layouts import open_layout
 from fgmoe_dist.labels import Label
 from tests.archives import write_nyud
@@ -342,10 +343,11 @@ def _use_line(folder: Path) -> None:
     """As `fgmoe_dist.cli.main`, short of ending the process."""
     verb, *rest = json.loads((folder / "line.json").read_text())
     module = importlib.import_module(f"fgmoe_dist.verbs.{verb}")
-    parser = argparse.ArgumentParser(f"fgmoe {verb}")
+    parser = argparse.ArgumentParser(f"fgmoe {verb}", allow_abbrev=False)
     module.add_arguments(parser)
+    refuse_empty(rest)
     try:
-        module.run(parser.parse_args(rest))
+        module.run(parse(parser, rest))
     except SystemExit as error:
         must(error.code in (0, 2, None), f"exit code {error.code}")
     must((folder / "a_folder/mine.txt").read_text() == "x", "a file is lost that nobody named")

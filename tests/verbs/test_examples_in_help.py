@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import re
 import shlex
 
 import pytest
 
-from fgmoe_dist.arguments import parse
+from fgmoe_dist.arguments import Parser, parse
 from fgmoe_dist.cli import VERBS
 from fgmoe_dist.verbs.bench import BENCHES
 from fgmoe_dist.verbs.shards import ACTIONS
@@ -22,11 +21,9 @@ def help_of(capsys, verb: str, *words: str) -> str:
     return capsys.readouterr().out
 
 
-def parser_of(verb: str) -> argparse.ArgumentParser:
+def parser_of(verb: str) -> Parser:
     module = importlib.import_module(f"fgmoe_dist.verbs.{verb}")
-    parser = argparse.ArgumentParser(
-        f"fgmoe {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(f"fgmoe {verb}", description=module.__doc__)
     module.add_arguments(parser)
     return parser
 

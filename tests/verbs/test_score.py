@@ -304,7 +304,6 @@ WORDS = {
     "--json": lambda a: (*of(a), "--json", a / "nowhere" / "scores.json"),
     "--report": lambda a: (*of(a), "--tasks", "depth", "--report", a / "single.json"),
     "cannot read the id list": lambda a: (*of(a), "--images", a / "none.txt"),
-    "--workers is 0": lambda a: (*of(a), "--workers", "0"),
 }
 
 
