@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.labels import IntegerMap, Label
 from fgmoe_dist.settings import explain_validation
 
 FORMAT = 1
@@ -79,3 +81,17 @@ def parse_index(data: bytes, index_url: str) -> dict[str, Any]:
         more = f" and {len(others)} more" if others else ""
         raise UserError(f"shard index {index_url}: {first}{more}: name other shards, or rebuild the set") from error
     return index
+
+
+def check_survey(survey: Mapping[str, Mapping[str, Any]], labels: Mapping[str, Label]) -> None:
+    """UserError unless what an index says of the labels fits the tasks that it names (`survey.Tally.figures`)."""
+    for task, found in survey.items():
+        if task not in labels:
+            raise UserError(f"survey.{task}: it has no such task: rebuild the set")
+        label = labels[task]
+        if isinstance(label, IntegerMap):
+            whole = len(found.get("shares", ())) == label.count
+        else:
+            whole = not found["pixels"] or {"low", "high", "mean", "median"} <= found.keys()
+        if not whole:
+            raise UserError(f"survey.{task}: is not whole: rebuild the set")

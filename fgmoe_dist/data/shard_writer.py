@@ -44,7 +44,7 @@ def is_finished(out: Path, plan: dict) -> bool:
     if not (out / INDEX).is_file():
         return False
     ShardSet.open(out)  # says what is wrong with a damaged index
-    source = json.loads((out / INDEX).read_bytes()).get("source", {})
+    source = _plan_in(json.loads((out / INDEX).read_bytes()).get("source", {}))
     # A set that was built before contents counted is known by the sizes in its fingerprint.
     changed = _first_change(source, plan)
     if changed is not None or not _is_same(source, plan, but=("root", "contents")):
@@ -100,9 +100,15 @@ def longest_id(labels: Mapping[str, Label]) -> int:
 
 def _read_plan(out: Path) -> dict:
     try:
-        return dict(json.loads((out / PLAN).read_bytes()))
-    except (ValueError, TypeError):
+        return _plan_in(json.loads((out / PLAN).read_bytes()))
+    except ValueError:
         return {}
+
+
+def _plan_in(found: object) -> dict:
+    """A plan as a file has it that anybody may have edited; empty, which is no plan's, where it cannot be one."""
+    is_plan = isinstance(found, dict) and isinstance(found.get("contents", {}), dict)
+    return found if is_plan else {}
 
 
 def _is_same(one: Mapping, other: Mapping, but: Sequence[str]) -> bool:

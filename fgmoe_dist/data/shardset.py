@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fgmoe_dist.data import codec
-from fgmoe_dist.data.shard_index import parse_index
+from fgmoe_dist.data.shard_index import check_survey, parse_index
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.labels import Label
 from fgmoe_dist.tasks.labelling import KNOWN_KEYS, labels_of, require_labels
@@ -267,6 +267,7 @@ def _read_index(index_url: str, names: list[str] | None) -> ShardSet:
     try:
         tasks, classes, definitions = tuple(index["tasks"]), index["classes"], index.get("definitions", {})
         labels = labels_of(tasks, classes, definitions)
+        check_survey(index.get("survey", {}), labels)
         shards = [
             Shard(f"{head}{s['name']}{tail}", s["name"], s["samples"], s["bytes"], s["sha256"], tuple(s["ids"]), labels)
             for s in index["shards"]

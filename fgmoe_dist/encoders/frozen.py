@@ -181,7 +181,7 @@ def _check_grids(
             height, width = image_size_hw
             raise UserError(
                 f"encoder.name: {name} divides {height} x {width} pixels into {' x '.join(map(str, grid_hw))} cells at "
-                f"tap {tap}, which is no whole stride; choose another size, or a ViT, Swin or ConvNeXt"
+                f"tap {tap}, which is no whole stride; choose a ViT, Swin or ConvNeXt, or a size that it divides evenly"
             )
 
 

@@ -264,7 +264,33 @@ def test_another_split_in_an_unfinished_build_is_refused(broken_off, tmp_path):
         build_shards(broken_off, "val", tmp_path / "out")
 
 
+@pytest.mark.parametrize("contents", [[], "a", 3, None])
+def test_an_edited_plan_is_no_plan_of_ours(broken_off, tmp_path, contents):
+    path = tmp_path / "out/plan.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "contents": contents}))
+    with pytest.raises(UserError, match="unfinished build of something else"):
+        build_shards(broken_off, "train", tmp_path / "out", samples_per_shard=1)
+
+
 # ---- what labels a split has ----
+
+
+@pytest.mark.parametrize(
+    ("task", "figures"),
+    [
+        ("depth", {"images": 3, "pixels": 1, "low": 1, "high": 3, "mean": 2}),
+        ("semseg", {"images": 3, "pixels": 1, "shares": [1, 0]}),
+        ("semseg", {"images": 3, "pixels": 1}),
+        ("depths", {"images": 3, "pixels": 0}),
+    ],
+)
+def test_an_edited_survey_is_named(tmp_path, task, figures):
+    build_shards(open_layout("nyud", write_nyud(tmp_path / "root")), "train", tmp_path / "out")
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    index["survey"][task] = figures
+    (tmp_path / "out/index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"survey.{task}: .*rebuild the set"):
+        ShardSet.open(tmp_path / "out")
 
 
 def test_the_index_and_the_lines_say_what_labels_there_are(tmp_path, capsys):
