@@ -7,7 +7,7 @@ SETTINGS ?=
 FUZZ_SECONDS ?= 60
 FUZZ_CASES ?= 1000000
 
-.PHONY: help demo test ci-dist fuzz lint bench env clean
+.PHONY: help demo test ci-dist fuzz lint bench bench-gpu env clean
 
 help:
 	@echo "make demo    train, evaluate and draw on the built-in data, expert-parallel over two processes (10 minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make fuzz    give random input to everything that reads some, for FUZZ_SECONDS=60"
 	@echo "make lint    check style"
 	@echo "make bench   measure, into benchmarks/results/"
+	@echo "make bench-gpu  measure what only a GPU tells, into benchmarks/results/gpu/"
 	@echo "make env     only make the environment, in $(VENV) (5 to 15 minutes; every other one does it first if need be)"
 
 env: $(VENV)/.ready
@@ -61,6 +62,9 @@ bench: env
 	$(BIN)/fgmoe bench mlore --json benchmarks/results/mlore.json
 	$(BIN)/fgmoe bench machine --json benchmarks/results/machine.json
 	$(BIN)/fgmoe bench plan --machine benchmarks/results/machine.json --json benchmarks/results/plan.json
+
+bench-gpu: env
+	FGMOE=$(BIN)/fgmoe bash benchmarks/gpu.sh
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

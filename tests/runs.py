@@ -111,14 +111,15 @@ COMMANDS = {
 }
 
 
-def start(launcher: str, runs: Runs, name: str, world: int = 1, **changes: Any) -> subprocess.Popen:
-    """Starts training as a user would; output goes to `<run folder>.log`."""
+def start(launcher: str, runs: Runs, name: str, world: int = 1, gpus: str = "", **changes: Any) -> subprocess.Popen:
+    """Starts training as a user would, on CPUs unless `gpus` names some; output goes to `<run folder>.log`."""
     arguments = ["--config", str(runs.config_file)]
     for override in runs.overrides(name, changes):
         arguments += ["--set", override]
     with open(runs.folder(f"{name}.log"), "ab") as log:
         return subprocess.Popen(
-            [*COMMANDS[launcher], *arguments], cwd=ROOT, env=environment(NPROC=str(world)),
+            [*COMMANDS[launcher], *arguments], cwd=ROOT,
+            env=environment(NPROC=str(world), CUDA_VISIBLE_DEVICES=gpus),
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 

@@ -100,7 +100,7 @@ def _check(args: argparse.Namespace) -> None:
 ACTIONS = {
     "check": (
         _add_check,
-        "look at a data set on disk before any build: is it whole?",
+        "see whether a data set on disk is whole, before any build",
         "fgmoe shards check --dataset nyud --root /archives/NYUDv2",
     ),
     "build": (

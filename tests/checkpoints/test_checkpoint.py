@@ -334,9 +334,13 @@ def test_a_whole_checkpoint_loads_as_written(checkpoint):
 
 @pytest.mark.parametrize(
     ("changes", "lost"),
-    [({"decoder__kind": "multi_task"}, "blocks.0.experts"), ({"decoder__blocks": 1}, "blocks.1.experts"),
-     ({"experts__shared": 0}, "blocks.0.shared"), ({"experts__global_experts": 0}, "blocks.0.global_experts")],
-)  # fmt: skip
+    [
+        ({"decoder__kind": "multi_task"}, "blocks.0.experts"),
+        pytest.param({"decoder__blocks": 1}, "blocks.1.experts", marks=pytest.mark.slow),
+        pytest.param({"experts__shared": 0}, "blocks.0.shared", marks=pytest.mark.slow),
+        pytest.param({"experts__global_experts": 0}, "blocks.0.global_experts", marks=pytest.mark.slow),
+    ],
+)
 def test_no_weight_is_dropped_because_the_model_has_no_place_for_it(run_folder, nyud_shards, tmp_path, changes, lost):
     runs = Runs(tmp_path, nyud_shards.train, nyud_shards.val)
     with pytest.raises(AssertionError, match=f"UserError: checkpoint .*: this model has no {lost}"):

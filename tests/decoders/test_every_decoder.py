@@ -19,7 +19,7 @@ from fgmoe_dist.model import create_model
 from fgmoe_dist.planning.trace import count
 from fgmoe_dist.settings import Section
 from fgmoe_dist.training.losses import task_losses
-from tests.decoders.tiny import IMAGES, SIZE, configuration, levels, settings_of, tiny_decoder
+from tests.decoders.tiny import IMAGES, SIZE, configuration, labels, levels, settings_of, tiny_decoder
 from tests.export.models import checkpoint_state, moved
 from tests.runs import losses
 
@@ -36,16 +36,6 @@ def one_thread():
 every_decoder = pytest.mark.parametrize("kind", DECODERS)
 # The blocks behind the taps are cut off.
 SHORT = {"encoder": {"taps": [0, 1]}, "tasks": ["semseg", "depth"]}
-
-
-def labels(decoder: Decoder) -> dict[str, torch.Tensor]:
-    """Any that are valid."""
-    found, generator = {}, torch.Generator().manual_seed(1)
-    for task in decoder.tasks:
-        label = task.label.empty(IMAGES, SIZE)
-        drawn = torch.rand(label.shape, generator=generator)
-        found[task.name] = drawn + 0.5 if label.is_floating_point() else (drawn * 2).to(label.dtype)
-    return found
 
 
 def whole_losses(decoder: Decoder, output: Output) -> list[torch.Tensor]:

@@ -59,3 +59,13 @@ def levels(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Of 7 x 9 patches of 16 pixels each way."""
     generator = torch.Generator().manual_seed(9)
     return [torch.randn(IMAGES, c, 7, 9, generator=generator).to(dtype) for c in LEVELS.channels]
+
+
+def labels(decoder: Decoder) -> dict[str, Tensor]:
+    """Any that are valid."""
+    found, generator = {}, torch.Generator().manual_seed(1)
+    for task in decoder.tasks:
+        label = task.label.empty(IMAGES, SIZE)
+        drawn = torch.rand(label.shape, generator=generator)
+        found[task.name] = drawn + 0.5 if label.is_floating_point() else (drawn * 2).to(label.dtype)
+    return found

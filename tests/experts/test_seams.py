@@ -136,6 +136,7 @@ def weights_of(block: nn.Module) -> dict[tuple, list]:
     return {(e.task, e.expert, e.weight): e.parameter[e.index].tolist() for e in block.routed.logical_experts()}
 
 
+@pytest.mark.slow  # test_examples.py trains with parts of a block among the quick tests
 def test_all_of_a_block_s_parts_come_from_outside_and_train_on_two_ranks(monkeypatch):
     apart, together = run_ranks(WORLD, a_step, 2), run_ranks(WORLD, a_step, 1)
     for rank, (mine, theirs) in enumerate(zip(apart, together)):

@@ -109,7 +109,8 @@ def train_alone(config, kind=Model):
     return losses, norms
 
 
-@pytest.mark.parametrize("zero_stage", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # test_truth.py accumulates on one layout among the quick tests
+@pytest.mark.parametrize("zero_stage", [0, 2])
 def test_accumulation_trains_as_one_process_does(zero_stage):
     config = configuration(2, zero_stage, accumulation=2)
     expected_losses, expected_norms = train_alone(configuration(accumulation=2))
@@ -119,7 +120,8 @@ def test_accumulation_trains_as_one_process_does(zero_stage):
         assert norms == pytest.approx(expected_norms, rel=1e-4)
 
 
-@pytest.mark.parametrize("ep_size", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow  # experts/test_backends.py holds one step of them against the loop
+@pytest.mark.parametrize("ep_size", [1, 4])
 def test_deepspeeds_layers_train_as_the_fused_one(ep_size):
     expected, _ = train_alone(configuration())
     for losses, _ in run_ranks(WORLD, train_on_ranks, configuration(ep_size, 1, backend="deepspeed")):

@@ -32,10 +32,12 @@ def permuted(index: dict) -> None:
 
 def more(index: dict) -> None:
     index["classes"]["semseg"].append("unicorn")
+    index["survey"]["semseg"]["shares"].append(0.0)
 
 
 def fewer(index: dict) -> None:
     index["classes"]["semseg"].pop()
+    index["survey"]["semseg"]["shares"].pop()
 
 
 def radius(index: dict) -> None:

@@ -60,7 +60,7 @@ def alone(pascal_runs) -> dict:
 # Shared experts add up in another order: an 8-bit boundary probability in some thousand rounds to its neighbour.
 @pytest.mark.parametrize(
     ("world", "ep_size", "tolerance"),
-    [(2, 1, 1e-9), (4, 2, 5e-3), pytest.param(5, 1, 1e-9, marks=pytest.mark.slow)],
+    [(2, 1, 1e-9), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4, 2, 5e-3), (5, 1, 1e-9)))],
     ids=["two", "four-sharing-experts", "more-ranks-than-images"],
 )
 def test_scores_are_the_same_on_any_number_of_ranks(pascal_runs, alone, world, ep_size, tolerance):
@@ -105,12 +105,10 @@ def test_evaluate_repeats_the_run_s_own_scores(runs):
     assert len(list((runs.folder("run") / "pictures/1").glob("*.png"))) == 2 + 1  # and the experts' load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend",
-    [
-        dict(experts__backend="deepspeed"),
-        pytest.param(dict(experts__backend="fairscale", experts__top_k=2, experts__count=1), marks=pytest.mark.slow),
-    ],
+    [dict(experts__backend="deepspeed"), dict(experts__backend="fairscale", experts__top_k=2, experts__count=1)],
     ids=["deepspeed", "fairscale"],
 )
 def test_what_other_libraries_layers_learnt_the_fused_ones_compute(runs, backend):

@@ -342,6 +342,7 @@ def test_one_step_of_the_interpreted_kernel_on_every_layout():
     check([(Case(), layout) for layout in INTERPRETED])
 
 
+@pytest.mark.slow
 def test_twenty_steps():
     check([(Case(steps=20), layout) for layout in ONE_LAYOUT])
 

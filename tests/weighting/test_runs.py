@@ -18,7 +18,6 @@ from fgmoe_dist.weighting.base import Around, Seen, Weighting, WeightingSettings
 from tests.ranks import run_ranks
 from tests.runs import Runs, train_on_rank
 
-SLOW = pytest.mark.slow
 STEPS, BREAK = 5, 3
 # Without edges no boundary matching. The balance loss is a micro-batch's own, so other splits would change it.
 FEW = dict(tasks="[semseg, depth, normals]", train__steps=STEPS, train__poly_power=0, experts__balance_weight=0)
@@ -68,7 +67,8 @@ def test_experts_that_all_tasks_share_are_weighed_too_wherever_they_live(runs):
 LONG = METHODS["dwa"] | {"train__weighting__every": 2}
 
 
-@pytest.mark.parametrize("settings", [LONG, *(pytest.param(settings, marks=SLOW) for settings in METHODS.values())])
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [LONG, *METHODS.values()])
 def test_a_resumed_run_is_the_unbroken_one(runs, settings):
     unbroken = runs.train("unbroken", 2, parallel__ep_size=2, **FEW, **settings)
     runs.train("broken", 2, parallel__ep_size=2, **{**FEW, "train__steps": BREAK}, **settings)
