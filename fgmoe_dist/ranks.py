@@ -117,6 +117,12 @@ def _number(environment: Mapping[str, str], name: str, low: int, high: int) -> i
     return int(text)
 
 
+def barrier() -> None:
+    """Every rank waits for every other. NCCL would guess its device, and say so in every run's log."""
+    gpus = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
+    dist.barrier(device_ids=gpus)
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[Ranks]:
     """Joins the ranks that the launcher started; leaves them on the way out, whatever happened."""
@@ -139,7 +145,7 @@ def process_group() -> Iterator[Ranks]:
     dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=bound)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), place.local_rank, device)
-        dist.barrier()
+        barrier()
     finally:
         # After an error the other ranks may wait in a collective that will never come; do not wait for them.
         if sys.exc_info()[0] is None:

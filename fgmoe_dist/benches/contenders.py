@@ -28,7 +28,7 @@ from fgmoe_dist.experts.kernels import AUTO, choose_kernel, find_kernel, kernel_
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.precision import PRECISIONS
 from fgmoe_dist.progress import track
-from fgmoe_dist.ranks import Ranks
+from fgmoe_dist.ranks import Ranks, barrier
 
 # How far two layers' outputs and gradients may be apart, relative to their norm.
 AGREEMENT = {"fp32": 1e-4, "bf16": 3e-2}
@@ -108,7 +108,7 @@ def measure(point: Point, ranks: Ranks, rounds: int) -> dict[str, Any]:
 def _time(contender: Contender, x_TNC: Tensor, dy_TNC: Tensor) -> float:
     _clear(contender, x_TNC)
     clock(x_TNC.device)
-    dist.barrier()
+    barrier()
     start = time.perf_counter()
     contender.forward(x_TNC).backward(dy_TNC)
     contender.after()

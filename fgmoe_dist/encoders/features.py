@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,7 +31,7 @@ from fgmoe_dist.encoders.frozen import FrozenEncoder, create_encoder
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.plugins import Plugged
 from fgmoe_dist.progress import track
-from fgmoe_dist.ranks import Ranks, from_first
+from fgmoe_dist.ranks import Ranks, barrier, from_first
 
 T = TypeVar("T")
 
@@ -107,7 +106,7 @@ def build_features(config: Config, out: str | Path, views: int, ranks: Ranks, *,
     mine = jobs[ranks.rank :: ranks.world]
     levels = _write_all(mine, _Views(config, encoder, source), encoder, workers, ranks.is_first)
     if ranks.world > 1:
-        dist.barrier()
+        barrier()
     from_first(lambda: _finish(out, source, plan, folders, levels))
     return ShardSet.open(out)
 

@@ -64,6 +64,12 @@ def test_outputs_and_gradients_are_those_of_the_loop(name, case):
         torch.testing.assert_close(mine.grad.double(), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["full", "empty slots", "all to one expert", "no rows"])
+def test_more_experts_than_one_grouped_product_takes(case, monkeypatch):
+    monkeypatch.setattr(sys.modules["fgmoe_dist.experts.kernels.grouped"], "MOST_GROUPS", 2)
+    test_outputs_and_gradients_are_those_of_the_loop("grouped", case)
+
+
 @pytest.mark.parametrize("name", ["reference", "cpu"])
 def test_gradcheck(name):
     x, weight, expert, bank = problem(torch.float64, "empty slots")

@@ -15,6 +15,12 @@ from tests.runs import finish, start
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture(autouse=True)
+def fp32_is_fp32(monkeypatch):
+    """torch multiplies in TF32 inside convolutions, unless told."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def test_a_bf16_run_trains_saves_resumes_and_scores(runs):
     settings = dict(train__precision="bf16", train__batch_size=2, train__checkpoint_every=2)
     finish(start("python", runs, "gpu", gpus="0", train__steps=2, **settings), runs, "gpu")
