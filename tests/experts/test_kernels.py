@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fgmoe_dist.experts.kernels
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.experts.kernels import choose_kernel, explain_kernel, find_kernel, kernel_names
+from fgmoe_dist.experts.kernels import automatic, choose_kernel, explain_kernel, find_kernel, kernel_names
 from fgmoe_dist.experts.kernels.cpu import cut
+from fgmoe_dist.experts.kernels.fitness import Place
 from fgmoe_dist.experts.kinds.ffn import FFNWeights
 from tests.experts.oracle import fine_expert
 
@@ -180,3 +182,16 @@ def test_auto_takes_the_cpu_kernel_on_a_cpu_and_the_oracle_in_float64():
     )
     with pytest.raises(UserError, match="experts.kernel=cpu computes on a CPU only, and the experts are on meta"):
         choose_kernel("ffn", "cpu", x.to("meta"), bank)
+
+
+def test_auto_takes_the_fastest_that_a_gpu_can(monkeypatch):
+    def place(precision, hidden):
+        return Place("cuda", precision, {"decoder.channels": 16, "experts.hidden": hidden})
+
+    pytest.importorskip("triton")
+    assert {automatic("ffn", place(precision, 12)) for precision in ("fp32", "bf16")} == {"triton"}
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "fgmoe_dist.experts.kernels.triton", raising=False)
+    monkeypatch.delattr(fgmoe_dist.experts.kernels, "triton", raising=False)
+    assert automatic("ffn", place("bf16", 16)) == "grouped"
+    assert automatic("ffn", place("bf16", 12)) == "reference"

@@ -45,8 +45,9 @@ def test_a_step_of_every_decoder_is_that_of_the_cpu(kind):
     (exact, exact_gradients), (loss, gradients) = (loss_and_gradients(kind, place) for place in ("cpu", "cuda"))
     torch.testing.assert_close(loss, exact, rtol=1e-4, atol=1e-4)
     assert gradients.keys() == exact_gradients.keys()
+    least = 1e-3 * max(gradient.norm() for gradient in exact_gradients.values())  # below, it is rounding alone
     for name, gradient in gradients.items():
-        error = (gradient - exact_gradients[name]).norm() / exact_gradients[name].norm().clamp(min=1e-6)
+        error = (gradient - exact_gradients[name]).norm() / exact_gradients[name].norm().clamp(min=least)
         assert error < 2e-2, (name, error)  # a rounding apart, a sample beside a cell's border takes another pixel
 
 
