@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import get_args, get_origin
@@ -54,6 +55,14 @@ def test_the_field_s_protocol_is_the_default(path):
     )  # fmt: skip
     assert train.lr == (1e-5 if path.stem.startswith("nyud") else 2e-5)
     assert load_config(path).data.image_size == ((448, 576) if path.stem.startswith("nyud") else (512, 512))
+
+
+def test_a_configuration_is_read_from_a_pipe():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe:
+        pipe.write("train: {lr: 0.25}")
+    assert load_config(Path(f"/dev/fd/{reading}"), []).train.lr == 0.25
+    os.close(reading)
 
 
 def test_a_file_inherits_section_by_section(tmp_path):

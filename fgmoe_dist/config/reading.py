@@ -118,7 +118,7 @@ def to_yaml(config: Config) -> str:
 
 def _read_inheriting(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
-        path = path.resolve()
+        path = path.absolute() if path.is_fifo() else path.resolve()  # a shell's <(...) resolves to no path
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle; a name that no file can have
         raise UserError(f"--config {str(path)!r}: leads to no file ({error}); name one that exists") from None
     if path in seen:
