@@ -114,7 +114,7 @@ def test_a_grid_that_cannot_be_is_refused(options, message, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--nproc-per-node", "2"]])
+@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]])
 def test_the_verb_starts_its_own_ranks_or_takes_the_launchers(launcher, tmp_path):
     out = tmp_path / "moe.json"
     options = [*SMALL, "--ranks", "2", "--dtype", "fp32", "--no-fairscale", "--json", str(out)]
