@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from fgmoe_dist.weighting.base import Around, Weighting, WeightingSettings
+from fgmoe_dist.weighting.cagrad import CAGrad
 from fgmoe_dist.weighting.dwa import DWA
 from fgmoe_dist.weighting.fixed import Fixed
+from fgmoe_dist.weighting.imtl import IMTL
+from fgmoe_dist.weighting.mgda import MGDA
 from fgmoe_dist.weighting.pcgrad import PCGrad
+from fgmoe_dist.weighting.rlw import RLW
 from fgmoe_dist.weighting.uncertainty import Uncertainty
 
 WEIGHTING: dict[str, type[Weighting]] = {
     "fixed": Fixed,
     "uncertainty": Uncertainty,
     "dwa": DWA,
+    "rlw": RLW,
     "pcgrad": PCGrad,
+    "mgda": MGDA,
+    "cagrad": CAGrad,
+    "imtl": IMTL,
 }
 
 

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from fgmoe_dist.weighting import WEIGHTING, create_weighting
 from fgmoe_dist.weighting.base import Around, Seen, Weighting
+from fgmoe_dist.weighting.cagrad import averse
+from fgmoe_dist.weighting.imtl import impartial
+from fgmoe_dist.weighting.mgda import shortest
 from fgmoe_dist.weighting.pcgrad import surgery
 
 TASKS = ("semseg", "depth", "normals")
@@ -158,3 +161,66 @@ def test_a_resumed_method_goes_on_as_the_unbroken_one(kind, at):
     assert resumed.weights(len(LOSSES)) == unbroken.weights(len(LOSSES))
     assert resumed.state_dict() == unbroken.state_dict()
     assert resumed.coefficients(seen(9, LOSSES[0])) == unbroken.coefficients(seen(9, LOSSES[0]))
+
+
+def test_rlw_draws_the_same_for_a_step_whoever_asks():
+    rlw = method("rlw")
+    factors = [rlw.weights(step) for step in range(4000)]
+    assert method("rlw").weights(7) == factors[7] != method("rlw", seed=6).weights(7)
+    assert all(min(f_T) > 0 and sum(f_T) == pytest.approx(3) for f_T in factors)
+    assert np.mean(factors, axis=0) == pytest.approx([1, 1, 1], abs=0.05)
+
+
+def gradients(tasks: int, size: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(tasks, size)) * np.logspace(-2, 2, tasks)[:, None]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_mgda_of_two_tasks_is_the_closed_form(seed):
+    g1, g2 = gradients(2, 3, seed) + np.array([0.3, 0.0, 0.0])
+    first = np.clip((g2 - g1) @ g2 / ((g1 - g2) @ (g1 - g2)), 0, 1)
+    rows = np.stack([g1, g2])
+    assert shortest(rows @ rows.T) == pytest.approx([first, 1 - first], abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mgda_descends_on_every_task(seed):
+    g_TP = gradients(4, 30, seed)
+    d_P = shortest(g_TP @ g_TP.T) @ g_TP
+    assert (g_TP @ d_P >= d_P @ d_P * (1 - 1e-6)).all()  # what the shortest has in common with each
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cagrad_does_most_for_the_task_that_gains_least(seed):
+    g_TP, c = gradients(3, 5, seed), 0.5
+    mean_P = g_TP.mean(0)
+    d_P = averse(g_TP @ g_TP.T, c) @ g_TP * (1 + c**2)
+    radius = c * np.linalg.norm(mean_P)
+    assert np.linalg.norm(d_P - mean_P) == pytest.approx(radius, rel=1e-6)
+    away = np.random.default_rng(seed).normal(size=(5000, 5))
+    others = mean_P + radius * away / np.linalg.norm(away, axis=1, keepdims=True)
+    assert (g_TP @ d_P).min() >= (others @ g_TP.T).min(1).max() - 1e-3 * np.linalg.norm(mean_P)
+
+
+def test_cagrad_without_a_radius_is_the_mean():
+    g_TP = gradients(3, 5, 0)
+    assert averse(g_TP @ g_TP.T, 0.0) == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 5])
+def test_imtl_projects_alike_onto_every_gradient(tasks):
+    g_TP = gradients(tasks, 12, tasks)
+    c_T, lengths_T = impartial(g_TP @ g_TP.T), np.linalg.norm(g_TP, axis=1)
+    along_T = g_TP @ (c_T @ g_TP) / lengths_T
+    assert c_T.sum() == pytest.approx(1) and along_T == pytest.approx(np.full(tasks, along_T[0]), rel=1e-4)
+    if tasks == 2:
+        assert c_T == pytest.approx(lengths_T[::-1] / lengths_T.sum())
+
+
+@pytest.mark.parametrize("combine", [shortest, impartial, lambda gram: averse(gram, 0.5)])
+def test_tasks_without_gradients_break_nothing(combine):
+    g_TP = gradients(3, 5, 1)
+    g_TP[1] = 0
+    assert np.isfinite(combine(g_TP @ g_TP.T)).all()
+    assert np.isfinite(combine(np.zeros((3, 3)))).all()
+    assert np.isfinite(combine(np.ones((3, 3)))).all()  # all the same

@@ -26,6 +26,7 @@ METHODS = {
     "dwa": dict(train__weighting__kind="dwa", train__weighting__every=1),
     "pcgrad": dict(train__weighting__kind="pcgrad"),
 }
+MORE = {kind: dict(train__weighting__kind=kind) for kind in ("rlw", "mgda", "cagrad", "imtl")}
 LAYOUTS = [
     dict(world=1, parallel__zero_stage=2, train__micro_batch_size=4),
     dict(world=2, parallel__zero_stage=2, parallel__ep_size=2),
@@ -40,14 +41,14 @@ def curves(lines: list[dict]) -> dict[str, list[float]]:
 
 
 @pytest.mark.slow  # a step of PCGrad on every layout is among the quick tests, in test_ranks.py
-@pytest.mark.parametrize("kind", ["uncertainty", "dwa", "pcgrad"])
-def test_every_layout_trains_as_one_rank(runs, kind):
-    one = curves(runs.train("one", 1, **FEW, **METHODS[kind]))
+@pytest.mark.parametrize("settings", [*METHODS.values(), *MORE.values()], ids=[*METHODS, *MORE])
+def test_every_layout_trains_as_one_rank(runs, settings):
+    one = curves(runs.train("one", 1, **FEW, **settings))
     factors = {name: values for name, values in one.items() if name.startswith("weight/")}
     assert list(factors) == ["weight/semseg", "weight/depth", "weight/normals"]
     assert any(len(set(values)) > 2 for values in factors.values())
     for number, layout in enumerate(LAYOUTS):
-        other = curves(runs.train(f"layout{number}", **layout, **FEW, **METHODS[kind]))
+        other = curves(runs.train(f"layout{number}", **layout, **FEW, **settings))
         for name, values in one.items():
             assert other[name] == pytest.approx(values, rel=2e-4), (layout, name)
 
@@ -164,7 +165,7 @@ def test_a_method_from_outside_trains_and_sees_its_batch_again(runs: Runs, monke
     [
         (
             {"kind": "average"},
-            "train.weighting.kind='average': no such kind; there are fixed, uncertainty, dwa, pcgrad",
+            "train.weighting.kind='average': no such kind; there are fixed, uncertainty, dwa, rlw, pcgrad, mgda",
         ),
         ({"kind": "dwa", "temperature": 0}, "train.weighting.temperature=0: input should be greater than 0"),
         ({"kind": "dwa", "temprature": 1}, "train.weighting.temprature: no such key"),
