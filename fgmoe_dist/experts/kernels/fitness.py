@@ -27,7 +27,7 @@ def needs_a_cpu(place: Place) -> Optional[str]:
     """The kernel `cpu`."""
     if place.device in ("", "cpu"):
         return None
-    return f"computes on a CPU only, and the experts are on {place.device}; take grouped"
+    return f"computes on a CPU only, and the experts are on {place.device}; take triton"
 
 
 def needs_whole_16_bytes(place: Place) -> Optional[str]:
