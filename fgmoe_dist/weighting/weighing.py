@@ -75,7 +75,9 @@ class Weighing:
     def _combine(self) -> list[Tensor]:
         self.gradients.average()
         self._seen = replace(self._seen, gram_TT=self.gradients.gram())
-        coefficients_T = self.method.coefficients(self._seen)
+        # Of gradients that are not finite nothing can be solved, and the step ends the run.
+        finite = bool(self._seen.gram_TT.isfinite().all())
+        coefficients_T = self.method.coefficients(self._seen) if finite else [1.0] * self.method.tasks
         self._factors_T = [factor * c for factor, c in zip(self._factors_T, coefficients_T)]
         return self.gradients.combine(coefficients_T)
 
