@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fgmoe_dist.weighting.cagrad import averse
 from fgmoe_dist.weighting.imtl import impartial
 from fgmoe_dist.weighting.mgda import shortest
 from fgmoe_dist.weighting.pcgrad import surgery
+from fgmoe_dist.weighting.weighing import Weighing
 
 TASKS = ("semseg", "depth", "normals")
 LOSSES = [[2.0, 0.3, 7.0], [1.5, 0.4, 6.0], [1.2, 0.2, 6.5], [1.1, 0.1, 5.0], [1.0, 0.1, 4.0], [0.5, 0.2, 4.5]]
@@ -224,3 +226,12 @@ def test_tasks_without_gradients_break_nothing(combine):
     assert np.isfinite(combine(g_TP @ g_TP.T)).all()
     assert np.isfinite(combine(np.zeros((3, 3)))).all()
     assert np.isfinite(combine(np.ones((3, 3)))).all()  # all the same
+
+
+@pytest.mark.parametrize("kind", ["mgda", "cagrad", "imtl"])
+def test_nothing_is_solved_for_gradients_that_are_not_finite(kind):
+    """The step that they come from ends the run with a line of its own."""
+    gram_TT = torch.full((3, 3), math.inf, dtype=torch.float64)
+    gradients = SimpleNamespace(average=lambda: None, gram=lambda: gram_TT, combine=list)
+    asked = SimpleNamespace(gradients=gradients, method=method(kind), _seen=Seen(0), _factors_T=[1.0] * 3)
+    assert Weighing._combine(asked) == [1.0, 1.0, 1.0]
