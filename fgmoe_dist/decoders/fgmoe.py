@@ -29,6 +29,7 @@ from fgmoe_dist.drawing.load_map import load_map
 from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses, figures_of, metrics
 from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.experts.routers import Router
+from fgmoe_dist.experts.routers.closing import open_to_fewest
 from fgmoe_dist.experts.rules import conflicts as expert_conflicts
 from fgmoe_dist.experts.unrouted import Unrouted
 from fgmoe_dist.tasks import Task
@@ -46,7 +47,14 @@ class FGMoESettings(GridSettings):
     sections: ClassVar[tuple[str, ...]] = ("experts",)
 
     def conflicts(self, around: Surroundings) -> list[str]:
-        found = expert_conflicts(around.experts, self.channels, around.ep_size, around.precision)
+        experts = around.experts
+        found = expert_conflicts(experts, self.channels, around.ep_size, around.precision)
+        if (reached := open_to_fewest(experts, len(around.tasks), around.seed, self.blocks)) < experts.top_k:
+            found.append(
+                f"experts.closed_share={experts.closed_share} leaves a task {reached} of the {experts.routed} routed"
+                f" experts (experts.count x experts.split, as run.seed={around.seed} draws them), fewer than"
+                f" experts.top_k={experts.top_k}; lower one of them"
+            )
         return found + super().conflicts(around)
 
     def routed(self, around: Surroundings) -> Routed:

@@ -21,6 +21,9 @@ from torch import Tensor
 
 from fgmoe_dist.experts.settings import Experts
 
+# Of `BalanceTerms`, what has a number for each task and expert.
+PER_EXPERT = ("load_TE", "score_TE", "gate_TE", "chance_TE")
+
 
 class BalanceTerms(NamedTuple):
     """Sums over the tokens of a block on this rank; added up over all ranks, they make its balance losses."""
@@ -30,21 +33,30 @@ class BalanceTerms(NamedTuple):
     tokens: Tensor  # N
     score_TE: Tensor  # of each expert, differentiable
     z: Tensor  # of logsumexp(logits)^2, all tasks; differentiable
+    gate_TE: Optional[Tensor] = None  # of each expert's gates where it was selected, differentiable
+    chance_TE: Optional[Tensor] = None  # of each expert's chance to be selected by noise, differentiable
 
     @staticmethod
     def of(
-        logits_TNE: Tensor, score_TNE: Tensor, expert_TNK: Tensor, dropped_T: Optional[Tensor] = None
+        logits_TNE: Tensor,
+        score_TNE: Tensor,
+        expert_TNK: Tensor,
+        dropped_T: Optional[Tensor] = None,
+        gate_TNK: Optional[Tensor] = None,
+        chance_TNE: Optional[Tensor] = None,
     ) -> BalanceTerms:
-        """`expert_TNK` before any were dropped; no `dropped_T`: none."""
+        """`expert_TNK`, and the gates of these, before any were dropped; no `dropped_T`: none."""
         tasks, tokens, experts = score_TNE.shape
-        chosen = expert_TNK.flatten(1)
-        load_TE = score_TNE.new_zeros(tasks, experts).scatter_add_(1, chosen, torch.ones_like(chosen).to(score_TNE))
+        chosen, none_TE = expert_TNK.flatten(1), score_TNE.new_zeros(tasks, experts)
+        load_TE = none_TE.scatter_add(1, chosen, torch.ones_like(chosen).to(score_TNE))
         return BalanceTerms(
             load_TE,
             score_TNE.new_zeros(tasks) if dropped_T is None else dropped_T.to(score_TNE),
             score_TNE.new_full((), tokens),
             score_TNE.sum(1),
             logits_TNE.logsumexp(-1).square().sum(),
+            None if gate_TNK is None else none_TE.scatter_add(1, chosen, gate_TNK.flatten(1)),
+            None if chance_TNE is None else chance_TNE.sum(1),
         )
 
 
@@ -57,12 +69,17 @@ class Sums:
     """
 
     here: BalanceTerms
-    load_TE: Tensor  # this and what follows of all ranks, without gradient
-    score_TE: Tensor
-    dropped_T: Tensor
-    tokens: Tensor
+    total: BalanceTerms  # of all ranks, without gradient and without `z`
     ranks: int
     groups: int
+
+    @property
+    def load_TE(self) -> Tensor:
+        return self.total.load_TE
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.total.tokens
 
     @property
     def f_TE(self) -> Tensor:
@@ -83,8 +100,13 @@ class Sums:
     @property
     def mean_score_TE(self) -> Tensor:
         """The mean score itself, the same on every rank, with the gradient of this rank's part."""
-        change_TE = self.here.score_TE - self.here.score_TE.detach()  # zero
-        return (self.score_TE + self.ranks * change_TE) / self.tokens.clamp(min=1)
+        return self.whole("score_TE") / self.tokens.clamp(min=1)
+
+    def whole(self, term: str) -> Tensor:
+        """A sum of all ranks by its name in `BalanceTerms`, the same on each, with the gradient of this rank's part."""
+        here = getattr(self.here, term)
+        change = here - here.detach()  # zero
+        return getattr(self.total, term) + self.ranks * change
 
 
 def even_experts(sums: Sums) -> Tensor:
@@ -109,8 +131,44 @@ def pooled(sums: Sums) -> Tensor:
     It suits a bank that tasks share: a task may specialise as long as the pool is even. MLoRE (CVPR 2024) takes it of
     the gates that are left after selection.
     """
-    importance_E = sums.mean_score_TE.mean(0)
-    return importance_E.var() / importance_E.mean().square().clamp(min=torch.finfo(importance_E.dtype).tiny)
+    return squared_variation(sums.mean_score_TE.mean(0))
+
+
+def importance(sums: Sums) -> Tensor:
+    """Squared coefficient of variation of a task's experts' gates, mean over tasks (arXiv 1701.06538, eq. 7).
+
+    0 if even, E if one has all. Of the scores where a router tells no gates.
+    """
+    return squared_variation(sums.whole("score_TE" if sums.here.gate_TE is None else "gate_TE")).mean()
+
+
+def load(sums: Sums) -> Tensor:
+    """The same of each expert's chance to be selected under the router's noise (arXiv 1701.06538, eq. 10-11).
+
+    Without noise it is that of the slots that chose each expert, which has no gradient. M3ViT (NeurIPS 2022) weighs
+    `importance` and this with 0.01 each, as sums over its layers and tasks; here both are means.
+    """
+    return squared_variation(sums.load_TE if sums.here.chance_TE is None else sums.whole("chance_TE")).mean()
+
+
+def mutual_information(sums: Sums) -> Tensor:
+    """Minus the mutual information of task and expert in a bank that tasks share (Mod-Squad, CVPR 2023).
+
+    With P(t, e) = mean score / T it is -sum P log(P / (P_t P_e)): 0 where all tasks use the experts alike, and -log T
+    where no two use the same. The floors are those of Mod-Squad's code, which takes the sum over layers, not the mean.
+    """
+    p_TE = sums.mean_score_TE / len(sums.load_TE)
+    p_T1, p_1E = p_TE.sum(1, keepdim=True) + FLOOR, p_TE.sum(0, keepdim=True) + FLOOR
+    return -(p_TE * (p_TE / (p_T1 * p_1E) + FLOOR).log()).sum()
+
+
+FLOOR = 1e-4
+
+
+def squared_variation(value_E: Tensor) -> Tensor:
+    """var / mean^2 over the last dimension."""
+    least = torch.finfo(value_E.dtype).tiny
+    return value_E.var(-1) / value_E.mean(-1).square().clamp(min=least)
 
 
 # In the order in which they are added to a total.
@@ -119,6 +177,9 @@ BALANCE: dict[str, Callable[[Sums], Tensor]] = {
     "z": z_loss,
     "device_balance": even_devices,
     "pooled": pooled,
+    "importance": importance,
+    "load": load,
+    "mutual_information": mutual_information,
 }
 
 
@@ -138,25 +199,28 @@ def auxiliary_losses(
     }
     counts = {
         "load": torch.stack([sums.load_TE for sums in blocks]),
-        "dropped": torch.stack([sums.dropped_T for sums in blocks]),
+        "dropped": torch.stack([sums.total.dropped_T for sums in blocks]),
     }
     return losses, counts
 
 
 def sum_over_ranks(terms: Sequence[BalanceTerms], groups: int) -> list[Sums]:
     """A collective: all that the blocks count, in one small exchange."""
+    names = [name for name in PER_EXPERT if getattr(terms[0], name) is not None]
     columns = [
-        torch.cat([t.load_TE, t.score_TE, t.dropped_T[:, None], t.tokens.expand(len(t.load_TE), 1)], 1) for t in terms
+        torch.cat([*(getattr(t, name) for name in names), t.dropped_T[:, None], t.tokens.expand(len(t.load_TE), 1)], 1)
+        for t in terms
     ]
     sums_LTX, ranks = torch.stack(columns).detach(), 1
     if dist.is_initialized():
         dist.all_reduce(sums_LTX)
         ranks = dist.get_world_size()
-    experts = terms[0].load_TE.shape[1]
-    return [
-        Sums(here, *sums_TX[:, : 2 * experts].chunk(2, dim=1), sums_TX[:, -2], sums_TX[0, -1], ranks, groups)
-        for here, sums_TX in zip(terms, sums_LTX)
-    ]
+    found = []
+    for here, sums_TX in zip(terms, sums_LTX):
+        per_expert = dict(zip(names, sums_TX[:, :-2].chunk(len(names), dim=1)))
+        total = BalanceTerms(dropped_T=sums_TX[:, -2], tokens=sums_TX[0, -1], z=None, **per_expert)
+        found.append(Sums(here, total, ranks, groups))
+    return found
 
 
 class LoadFigures(NamedTuple):

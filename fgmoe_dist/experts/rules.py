@@ -19,7 +19,9 @@ def conflicts(experts: Experts, channels: int, ep_size: int, precision: str) -> 
 
     A line names every setting that it depends on in full: where one of them was faulty itself, the line is left out.
     """
-    return [*_unknown(experts), *_misplaced(experts, ep_size), *_impossible(experts, channels, precision)]
+    return [
+        *_unknown(experts), *_misplaced(experts, ep_size), *_impossible(experts, channels, precision), *_idle(experts)
+    ]  # fmt: skip
 
 
 def _unknown(experts: Experts) -> Iterator[str]:
@@ -81,3 +83,35 @@ def _impossible(experts: Experts, channels: int, precision: str) -> Iterator[str
             yield f"experts.kernel={experts.kernel} {reason}, or set experts.kernel=auto"
     if experts.backend in BACKENDS:
         yield from BACKENDS[experts.backend].conflicts(experts, precision)
+
+
+# What the router `expert` has no use for: it selects no experts for a token.
+EXPERT_CHOICE = {
+    "noise": 0.0, "bias_update_rate": 0.0, "max_ranks_per_token": 0, "capacity_factor": 0.0, "shared_gate": "none",
+}  # fmt: skip
+
+
+def _idle(experts: Experts) -> Iterator[str]:
+    """Settings that would do nothing beside others, or what nobody means."""
+    if experts.noise_kind != "fixed" and not experts.noise:
+        yield f"experts.noise_kind={experts.noise_kind}: experts.noise=0 is its factor; set experts.noise=1"
+    if experts.router == "expert":
+        for key, wanted in EXPERT_CHOICE.items():
+            if (value := getattr(experts, key)) != wanted:
+                yield f"experts.{key}={value}: experts.router=expert selects no experts for a token; set it to {wanted}"
+    if experts.bank != "shared":
+        if "mutual_information" in experts.balance_losses:
+            yield (
+                "experts.balance_losses.mutual_information: of tasks and the experts that they share; set"
+                f" experts.bank=shared in the place of {experts.bank}"
+            )
+        if experts.closed_share:
+            yield (
+                f"experts.closed_share={experts.closed_share}: closes experts that tasks share; set"
+                f" experts.bank=shared in the place of {experts.bank}"
+            )
+    if experts.closed_share and experts.max_ranks_per_token:
+        yield (
+            f"experts.closed_share={experts.closed_share}: with experts.max_ranks_per_token="
+            f"{experts.max_ranks_per_token} a token could be left without an open expert; set one of them to 0"
+        )

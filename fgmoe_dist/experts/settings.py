@@ -26,12 +26,31 @@ class Experts(Section):
     hidden: int = Field(
         256, ge=1, le=MOST_HIDDEN, description="H, hidden size of an unsplit expert; a fine expert has H/m"
     )
-    kind: str = Field("ffn", description="what an expert computes. ffn: an MLP; lora: B A x, with rank H/m")
+    kind: str = Field(
+        "ffn",
+        description="what an expert computes. ffn: an MLP; lora: B A x, with rank H/m; conv_lora: the same with a 3x3"
+        " convolution for A (router image); rank_one: b_j (a_i . x) for each of N a_i and m b_j (H = m)",
+    )
     bank: Literal["task", "shared"] = Field(
         "task", description="task: each task has N*m routed experts; shared: all tasks route over the same N*m"
     )
     router: str = Field(
-        "token", description="who chooses experts. token: each token for itself; image: all tokens of an image together"
+        "token",
+        description="who chooses. token: each token its experts; image: all tokens of an image together; expert: each"
+        " expert its tokens of an image, k N/N' of N",
+    )
+    condition: Literal["none", "embedding", "film"] = Field(
+        "none",
+        description="none: a router for each task; embedding, film: one for all tasks, which knows the task by a learnt"
+        " vector beside the token, or by a learnt scale and shift of its channels",
+    )
+    router_init: Literal["normal", "zero"] = Field("normal", description="a router's first weights")
+    task_embedding: bool = Field(False, description="each task adds a learnt vector to its tokens before every block")
+    closed_share: float = Field(
+        0.0, ge=0, le=1, description="share of a shared bank's experts that are closed to some tasks, drawn by run.seed"
+    )
+    closing: Literal["exclusive", "excluded"] = Field(
+        "exclusive", description="exclusive: a closed expert is one task's alone; excluded: it is all others'"
     )
     top_k: int = Field(4, ge=1, le=MOST_EXPERTS, description="k, routed fine experts a token is sent to")
     shared: int = Field(1, ge=0, le=MOST_EXPERTS, description="K_s, always-on fine experts per task")
@@ -40,8 +59,11 @@ class Experts(Section):
     )
     score: Literal["softmax", "sigmoid"] = Field("softmax", description="what turns a router's logits into gates")
     renormalise: bool = Field(
-        False, description="divide the k kept gates by their sum (DeepSeekMoE keeps them as they are)"
+        False,
+        description="divide the k kept gates by their sum, which of softmax scores is a softmax after selection"
+        " (DeepSeekMoE keeps them as they are)",
     )
+    gate_scale: float = Field(1.0, gt=0, description="factor on the gates of routed experts")
     shared_gate: Literal["none", "joint"] = Field(
         "none", description="none: shared experts ungated; joint: one softmax over shared and selected logits"
     )
@@ -57,7 +79,8 @@ class Experts(Section):
     )
     z_weight: float = Field(0.0, ge=0, description="weight of the router z-loss, mean logsumexp(logits)^2")
     balance_losses: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="weights of further balance losses by name (pooled)"
+        default_factory=dict,
+        description="weights of further balance losses by name (pooled, importance, load, mutual_information)",
     )
     bias_update_rate: float = Field(
         0.0,
@@ -76,6 +99,11 @@ class Experts(Section):
         description="an expert takes ceil(factor * k * tokens / N') slots of an image; 0: dropless (fused only)",
     )
     noise: float = Field(0.0, ge=0, description="standard deviation of the noise on training logits")
+    noise_kind: Literal["fixed", "raw", "softplus"] = Field(
+        "fixed",
+        description="fixed: noise is for selection alone; raw, softplus: the router learns a token's deviations, x w or"
+        " softplus(x w) + 0.01, noise is a factor on them, and gates see it too",
+    )
     backend: str = Field(
         "fused",
         description="fused: one dispatch for all tasks; deepspeed, fairscale: those libraries' layers, one per task",

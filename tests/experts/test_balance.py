@@ -10,11 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses, figures_of, load_figures, metrics, rank_imbalance
+from fgmoe_dist.experts.balance import (
+    BALANCE,
+    BalanceTerms,
+    auxiliary_losses,
+    figures_of,
+    load_figures,
+    metrics,
+    rank_imbalance,
+)
 from fgmoe_dist.experts.routers.token import TokenRouter
-from fgmoe_dist.experts.settings import Experts
+from fgmoe_dist.experts.settings import OWN_WEIGHT, Experts
 from tests.experts.test_routers import X, routers
 from tests.ranks import run_ranks
+
+FREE = [name for name in BALANCE if name not in OWN_WEIGHT]
 
 
 def losses_of(load: list, scores: list, groups: int = 1) -> dict[str, float]:
@@ -27,7 +37,7 @@ def losses_of(load: list, scores: list, groups: int = 1) -> dict[str, float]:
 
 def values(terms: list[BalanceTerms], groups: int = 1) -> dict[str, float]:
     """Every loss there is, by name."""
-    losses, _ = auxiliary_losses(terms, Experts(balance_losses={"pooled": 0.5}), groups)
+    losses, _ = auxiliary_losses(terms, Experts(balance_losses=dict.fromkeys(FREE, 0.5)), groups)
     return {name.split("/")[1].removesuffix("_loss"): value.item() for name, (_, value) in losses.items()}
 
 
@@ -62,7 +72,7 @@ def test_balance_loss_by_hand():
 
 
 WORLD, TASKS, C = 3, 2, 4
-BALANCED = Experts(count=4, split=2, top_k=3, groups=4, capacity_factor=1.0, balance_losses={"pooled": 1.0})
+BALANCED = Experts(count=4, split=2, top_k=3, groups=4, capacity_factor=1.0, balance_losses=dict.fromkeys(FREE, 1.0))
 
 
 def balance_of(x_TNC: torch.Tensor) -> tuple[list, list, list, list]:
@@ -73,8 +83,15 @@ def balance_of(x_TNC: torch.Tensor) -> tuple[list, list, list, list]:
     losses, counts = auxiliary_losses(terms, BALANCED, BALANCED.groups)
     losses = [loss for _, loss in losses.values()]
     weights = [block.weight_TCE for block in blocks]
-    gradients = [torch.cat(torch.autograd.grad(loss, weights, retain_graph=True)).flatten().tolist() for loss in losses]
+    gradients = [gradient_of(loss, weights) for loss in losses]
     return [loss.item() for loss in losses], gradients, counts["load"].tolist(), counts["dropped"].tolist()
+
+
+def gradient_of(loss: torch.Tensor, weights: list[torch.Tensor]) -> list[float]:
+    """Zero where it has none, as the load of a router without noise."""
+    if not loss.requires_grad:
+        return [0.0] * sum(weight.numel() for weight in weights)
+    return torch.cat(torch.autograd.grad(loss, weights, retain_graph=True)).flatten().tolist()
 
 
 def balance_of_splits(splits: list[list[int]]) -> list:

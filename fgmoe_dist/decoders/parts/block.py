@@ -6,6 +6,7 @@ For task t with token u, the aggregated feature a of the same place, and u' = no
           + sum_{i in TopK} g_i E^t_i(u')         routed fine experts of the task, g = kept router scores
           + sum_g softmax(a W_t)_g E_g(norm(a))   global experts, by feature and task
 
+With `experts.task_embedding` u is u + e_t first, e_t a learnt vector of the task (Mod-Squad, CVPR 2023).
 Each E is a fine expert: an MLP of hidden size H/m, or another kind of experts/kinds/. The global experts, of hidden
 size H, read the one feature that all tasks share. What the paper leaves open (m, N, k, router, balance) is a setting.
 
@@ -14,6 +15,9 @@ Legend: T tasks, N tokens (images x grid, image after image), C channels.
 
 from __future__ import annotations
 
+from typing import Iterator
+
+import torch
 from torch import Tensor, nn
 
 from fgmoe_dist.experts.backends import create_routed_experts
@@ -26,6 +30,9 @@ class FGMoEBlock(nn.Module):
     def __init__(self, tasks: int, channels: int, config: Experts, ep_size: int, block: int, seed: int):
         super().__init__()
         kind, identity = KINDS[config.kind], (seed, "block", block)
+        self.task_TC = None
+        if config.task_embedding:
+            self.task_TC = nn.Parameter(torch.empty(tasks, channels).normal_(std=0.02))
         self.norm = nn.LayerNorm(channels)
         self.routed = create_routed_experts(tasks, channels, config, ep_size, block, seed)
         self.shared = self.global_experts = None
@@ -37,6 +44,8 @@ class FGMoEBlock(nn.Module):
 
     def forward(self, u_TNC: Tensor, a_NC: Tensor, images: int = 1) -> tuple[Tensor, ...]:
         """`h_TNC` and the `BalanceTerms`, bare: activation checkpointing gives nothing else a gradient."""
+        if self.task_TC is not None:
+            u_TNC = u_TNC + self.task_TC[:, None]
         x_TNC = self.norm(u_TNC)
         h_TNC = u_TNC
         journey = self.routed.dispatch(x_TNC, images)
@@ -46,3 +55,7 @@ class FGMoEBlock(nn.Module):
         if self.global_experts is not None:  # while their sums travel back
             h_TNC = h_TNC + self.global_experts(self.global_norm(a_NC))
         return h_TNC + self.routed.combine(journey), *journey.routing.balance
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of which every task has its own, beside those that its parts say: its vector."""
+        return iter(() if self.task_TC is None else (self.task_TC,))

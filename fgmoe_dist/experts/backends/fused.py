@@ -15,6 +15,7 @@ from fgmoe_dist.experts.bank import ExpertBank
 from fgmoe_dist.experts.dispatch import combine, plan_route, start_exchange, wait_exchange
 from fgmoe_dist.experts.kernels import choose_kernel, explain_kernel, find_kernel
 from fgmoe_dist.experts.routers import ROUTERS
+from fgmoe_dist.experts.routers.closing import closed_experts
 
 ROUTER_WEIGHTS = "routers.weight_TCE"  # where this backend keeps its routers; it is what others' checkpoints convert to
 
@@ -25,6 +26,7 @@ class FusedExperts(RoutedExperts):
     def __init__(self, *args):
         super().__init__(*args)
         self.routers = ROUTERS[self.config.router](self.tasks, self.channels, self.config, self.ep_size)
+        self.routers.close(closed_experts(self.config, self.tasks, self.seed, self.block))
         self._shared = self.config.bank == "shared"
         owners = [None] if self._shared else range(self.tasks)
         self._here = [place for owner in owners for place in self.local_experts(owner)]

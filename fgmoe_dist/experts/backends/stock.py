@@ -22,7 +22,8 @@ from fgmoe_dist.experts.settings import Experts
 # What DeepSpeed's and fairscale's layers can do of `Experts`; how they drop tokens is their own affair.
 STOCK_ROUTING = {
     "bank": "task", "router": "token", "score": "softmax", "shared_gate": "none", "noise": 0.0, "kernel": "auto",
-    "bias_update_rate": 0.0, "max_ranks_per_token": 0, "capacity_factor": 0.0,
+    "bias_update_rate": 0.0, "max_ranks_per_token": 0, "capacity_factor": 0.0, "condition": "none",
+    "noise_kind": "fixed", "closed_share": 0.0, "gate_scale": 1.0,
 }  # fmt: skip
 
 

@@ -31,6 +31,11 @@ class Router(nn.Module):
         super().__init__()
         self.tasks, self.channels, self.config = tasks, channels, config
         self.groups = config.groups or ep_size  # of experts that share a device
+        self.register_buffer("closed_TE", None, persistent=False)  # which experts a task may not use; None: none
+
+    def close(self, closed_TE: Optional[Tensor]) -> None:
+        """From now on a task uses no expert where `closed_TE` is true."""
+        self.closed_TE = closed_TE
 
     def forward(self, x_TNC: Tensor, images: int = 1) -> Routing:
         """The tokens are those of `images` images, one after the other; a rank may have none."""
