@@ -66,9 +66,11 @@ class DenseSettings(GridSettings):
 
 
 class DenseBlock(nn.Module):
-    def __init__(self, tasks: int, channels: int, experts: Experts, always_on: int, *identity: object):
+    def __init__(
+        self, tasks: int, channels: int, experts: Experts, always_on: int, grid_hw: Sequence[int], *identity: object
+    ):
         super().__init__()
-        kind, self.global_experts = KINDS[experts.kind], None
+        kind, self.global_experts = KINDS[experts.kind].on(grid_hw), None
         self.norm = nn.LayerNorm(channels)
         self.mlp = SharedExperts(kind, tasks, channels, experts.fine_hidden, always_on, *identity)
         if count := experts.global_experts:
@@ -91,7 +93,7 @@ class Dense(Decoder):
         self.aggregator = Aggregator(levels.channels, channels, count)
         self.mixers = nn.ModuleList(deformable_mixer(channels, settings.mixer_depth) for _ in tasks)
         self.blocks = nn.ModuleList(
-            DenseBlock(count, channels, around.experts, self.always_on, around.seed, "block", block)
+            DenseBlock(count, channels, around.experts, self.always_on, self.grid_hw, around.seed, "block", block)
             for block in range(settings.blocks)
         )
         self.heads = nn.ModuleList(Head(channels, task.channels) for task in tasks)

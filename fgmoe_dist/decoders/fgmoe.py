@@ -79,7 +79,7 @@ class FGMoE(Decoder):
         self.aggregator = Aggregator(levels.channels, channels, count, settings.adapter_rank, settings.level_weights)
         self.mixers = nn.ModuleList(deformable_mixer(channels, settings.mixer_depth) for _ in tasks)
         self.blocks = nn.ModuleList(
-            FGMoEBlock(count, channels, around.experts, around.ep_size, block, around.seed)
+            FGMoEBlock(count, channels, around.experts, around.ep_size, block, around.seed, self.grid_hw)
             for block in range(settings.blocks)
         )
         self.heads = nn.ModuleList(Head(channels, task.channels) for task in tasks)
@@ -149,5 +149,4 @@ class FGMoE(Decoder):
         return [*super().shared_parameters(), *routed]
 
     def active_experts(self) -> int:
-        routed = self.ep_size * sum(p.numel() for p in self.parameters() if is_expert_parameter(p))
-        return routed // (self.experts.banks(len(self.tasks)) * self.experts.routed) * self.experts.top_k
+        return sum(block.routed.active_parameters() for block in self.blocks)

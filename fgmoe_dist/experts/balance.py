@@ -78,6 +78,10 @@ class Sums:
         return self.total.load_TE
 
     @property
+    def score_TE(self) -> Tensor:
+        return self.total.score_TE
+
+    @property
     def tokens(self) -> Tensor:
         return self.total.tokens
 

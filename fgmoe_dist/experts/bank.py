@@ -36,6 +36,39 @@ class ExpertBank(nn.Module):
         return self.kind.Weights(*(getattr(self, name) for name in self.kind.weights))
 
 
+class PairBank(nn.Module):
+    """The routed experts of a rank where an expert is a pair of vectors (kinds/rank_one.py).
+
+    `a_QC` are the first vectors of all banks here, those of experts; `b_OJC` the second ones of each bank, which every
+    rank has.
+
+    Args:
+        first: of each vector a_i here, one bank's after the other's, the identity that it is drawn from.
+        banks: O, how many banks they are of, with as many each.
+        seconds: J, vectors b_j of a bank.
+    """
+
+    def __init__(self, kind: Kind, channels: int, first: Sequence[tuple], banks: int, seconds: int, ep_size: int):
+        super().__init__()
+        a_QCR, b_RC = zip(*(kind.initial(channels, 1, *identity).values() for identity in first))
+        self.a_QC = nn.Parameter(torch.stack(a_QCR)[..., 0])
+        self.b_OJC = nn.Parameter(b_RC[0].expand(banks, seconds, -1).clone())
+        self.kind = kind
+        mark_expert_parameter(self.a_QC, ep_size)
+
+    @property
+    def weights(self) -> NamedTuple:
+        """`Kind.Weights` of all pairs here: of each a_i with every b_j of its bank."""
+        banks, seconds, _ = self.b_OJC.shape
+        a_EC = self.a_QC.repeat_interleave(seconds, dim=0)
+        b_EC = self.b_OJC[:, None].expand(-1, len(self.a_QC) // banks, -1, -1).flatten(0, 2)
+        return self.kind.Weights(a_EC[:, :, None], b_EC[:, None])
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of which every task has its own: the second vectors, unless there is one bank."""
+        return iter((self.b_OJC,) if len(self.b_OJC) > 1 else ())
+
+
 class SharedExperts(nn.Module):
     """S always-on fine experts of each of T tasks, replicated: `y = sum_s g_s E_s(x)`, g_s = 1 if ungated.
 

@@ -47,6 +47,17 @@ def _misplaced(experts: Experts, ep_size: int) -> Iterator[str]:
         yield f"experts.top_k={experts.top_k} exceeds the {experts.routed} routed experts ({product}); lower it"
     if experts.routed % ep_size:
         yield f"parallel.ep_size={ep_size} does not divide the {experts.routed} routed experts a task ({product})"
+    if experts.kind in KINDS and KINDS[experts.kind].pairs:
+        if experts.hidden != experts.split:
+            yield (
+                f"experts.kind={experts.kind}: an expert is a pair of vectors, of rank 1; set experts.hidden="
+                f"{experts.hidden} to experts.split={experts.split}"
+            )
+        if experts.count % ep_size:
+            yield (
+                f"parallel.ep_size={ep_size} does not divide experts.count={experts.count}, the vectors that"
+                f" experts.kind={experts.kind} spreads over ranks"
+            )
     if experts.groups and experts.routed % experts.groups:
         yield (
             f"experts.groups={experts.groups} does not divide the {experts.routed} routed experts a task ({product});"
@@ -81,6 +92,17 @@ def _impossible(experts: Experts, channels: int, precision: str) -> Iterator[str
         reasons = [unfit(experts.kind, experts.kernel, Place("", precision, {key: width})) for key, width in widths]
         for reason in dict.fromkeys(filter(None, reasons)):
             yield f"experts.kernel={experts.kernel} {reason}, or set experts.kernel=auto"
+    if experts.kind == "conv_lora":
+        if experts.router != "image":
+            yield (
+                f"experts.router={experts.router}: experts.kind=conv_lora reads a token's neighbours, so that images"
+                " have to come whole; set experts.router=image"
+            )
+        if experts.capacity_factor:
+            yield (
+                f"experts.capacity_factor={experts.capacity_factor}: experts.kind=conv_lora takes images whole; set"
+                " it to 0"
+            )
     if experts.backend in BACKENDS:
         yield from BACKENDS[experts.backend].conflicts(experts, precision)
 

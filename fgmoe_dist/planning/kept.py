@@ -27,12 +27,17 @@ class Kept(NamedTuple):
     empty_too: bool  # also of slots whose expert lives elsewhere
 
 
-def kernel_keeps(kind: str, kernel: str, channels: int, hidden: int, top_k: int, width: int) -> Kept:
-    """`hidden` is a fine expert's, `width` the bytes of a feature. What each saves is in experts/kernels/."""
+def kernel_keeps(kind: str, kernel: str, channels: int, hidden: int, top_k: int, width: int, experts: int = 1) -> Kept:
+    """`hidden` is a fine expert's, `width` the bytes of a feature, `experts` those of a rank.
+
+    What each saves is in experts/kernels/.
+    """
     # Autograd keeps a slot's features in and out of the experts and out of the gate, and its hidden units.
     plain = width * (3 * channels + KINDS[kind].kept_units * hidden + 1)
     keeps = {
         "reference": Kept(0, 0, plain + 2 * LONG, False),
+        # Of a row, all hidden units before and after the gates.
+        "wide": Kept(channels * width, 2 * hidden * experts * width + LONG, 0, False),
         "grouped": Kept(0, 0, plain + 3 * LONG + 1, True),
         "cpu": Kept(channels * width, top_k * GATE_BYTES, width * (hidden + 1) + 2 * LONG + 1, False),
         "triton": Kept(channels * width, top_k * (GATE_BYTES + INDEX_BYTES), width * hidden + LONG, True),
@@ -45,7 +50,8 @@ def planned_kernel(config: Config, device: str) -> str:
     channels, experts = config.routed.channels, config.routed.experts
     if experts.kernel != AUTO:
         return experts.kernel
-    place = Place(device, config.train.precision, widths_of(channels, experts.fine_hidden))
+    here = experts.banks(config.routed.tasks) * experts.routed // config.parallel.ep_size
+    place = Place(device, config.train.precision, widths_of(channels, experts.fine_hidden), here)
     return automatic(experts.kind, place)
 
 
@@ -53,7 +59,10 @@ def routed_bytes(config: Config, counts: Counts, device: str, imbalance: float) 
     """Of one block and micro-batch on the busiest rank, whose experts get `imbalance` times the mean of slots."""
     routed, ep_size, width = config.routed, config.parallel.ep_size, value_bytes(config)
     experts, channels, top_k = routed.experts, routed.channels, routed.experts.top_k
-    keeps = kernel_keeps(experts.kind, planned_kernel(config, device), channels, experts.fine_hidden, top_k, width)
+    here = experts.banks(routed.tasks) * experts.routed // ep_size
+    keeps = kernel_keeps(
+        experts.kind, planned_kernel(config, device), channels, experts.fine_hidden, top_k, width, here
+    )
     tokens, rows = routed.tasks * counts.tokens, rows_to_a_rank(config) * ep_size
     slots = (rows if keeps.empty_too else tokens) * top_k
     # Where nothing is dispatched rows are the tokens themselves, which shared experts keep too, or routers in fp32.

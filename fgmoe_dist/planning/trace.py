@@ -56,6 +56,7 @@ def count(config: Config) -> Counts:
     with META, recorder:
         encoder, levels = _trace_encoder(config, recorder)
         model = _meta_model(config, encoder)
+        parameters = sum(p.numel() for p in model.parameters())
         expert_parameters = sum(p.numel() for p in model.parameters() if is_expert_parameter(p))
         model.unroute()
         _mark_parts(model, recorder)
@@ -70,7 +71,7 @@ def count(config: Config) -> Counts:
         loss.backward()
     return Counts(
         encoder_parameters=sum(p.numel() for p in encoder.parameters()),
-        dense_parameters=sum(p.numel() for p in model.parameters()),
+        dense_parameters=parameters - expert_parameters,
         expert_parameters=expert_parameters,
         tokens=config.train.micro_batch_size * config.routed.tokens,
         saved_bytes=saved.total(),

@@ -34,7 +34,7 @@ def test_it_has_fgmoe_s_active_or_total_size_less_the_routers(experts):
 
 def test_a_block_is_one_wide_mlp_of_each_task_and_the_global_experts():
     experts = Experts(count=2, split=2, hidden=12, top_k=2, shared=1, global_experts=2)
-    block = DenseBlock(3, 8, experts, 3, 0, "block", 0).double()
+    block = DenseBlock(3, 8, experts, 3, (1, 5), 0, "block", 0).double()
     for parameter in block.parameters():
         nn.init.normal_(parameter)
     u_TNC, a_NC = torch.randn(3, 5, 8).double(), torch.randn(5, 8).double()

@@ -23,7 +23,27 @@ def low_rank(x_C: Tensor, a_CR: Tensor, b_RC: Tensor) -> Tensor:
     return x_C @ a_CR @ b_RC
 
 
-EXPERT = {"ffn": fine_expert, "lora": low_rank}
+def low_rank_convolution(
+    x_NC: Tensor, w_in_DR: Tensor, b_in_R: Tensor, w_out_RC: Tensor, b_out_C: Tensor, grid_hw: Optional[tuple] = None
+) -> Tensor:
+    """Cell by cell of the images of a grid, by default one line; a neighbour outside it is 0."""
+    height, width = grid_hw or (1, len(x_NC))
+    w_33CR = w_in_DR.view(x_NC.shape[1], 3, 3, -1).permute(1, 2, 0, 3)
+    rows = []
+    for n in range(len(x_NC)):
+        image, cell = divmod(n, height * width)
+        y, x = divmod(cell, width)
+        hidden_R = b_in_R
+        for dy in range(-1, 2):
+            for dx in range(-1, 2):
+                if 0 <= y + dy < height and 0 <= x + dx < width:
+                    neighbour_C = x_NC[image * height * width + (y + dy) * width + x + dx]
+                    hidden_R = hidden_R + neighbour_C @ w_33CR[dy + 1, dx + 1]
+        rows.append(hidden_R @ w_out_RC + b_out_C)
+    return torch.stack(rows)
+
+
+EXPERT = {"ffn": fine_expert, "lora": low_rank, "conv_lora": low_rank_convolution, "rank_one": low_rank}
 
 
 def scores(logits_E: Tensor, config: Experts) -> Tensor:

@@ -186,13 +186,17 @@ def test_what_is_not_registered_is_refused_by_name():
     for key, value in {"kind": "gated", "router": "turns", "backend": "counting", "kernel": "mine"}.items():
         with pytest.raises(UserError, match=f"experts.{key}={value}: there is no such {key}; name one of "):
             build_config({"experts": {key: value}})
-    with pytest.raises(UserError, match="experts.balance_losses.ridge: there is no such loss; name one of pooled"):
+    with pytest.raises(
+        UserError, match="experts.balance_losses.ridge: there is no such loss; name one of pooled, importance"
+    ):
         build_config({"experts": {"balance_losses": {"ridge": 1.0}}})
     with pytest.raises(UserError, match="experts.balance_losses.z: set experts.z_weight in its place"):
         build_config({"experts": {"balance_losses": {"z": 1.0}}})
     with pytest.raises(UserError, match="balance_losses.pooled=-1: input should be greater than or equal to 0"):
         build_config({"experts": {"balance_losses": {"pooled": -1}}})
-    with pytest.raises(UserError, match="experts.kernel=cpu computes no lora experts; take reference, or set .*=auto"):
+    with pytest.raises(
+        UserError, match="experts.kernel=cpu computes no lora experts; take reference or wide, or set .*=auto"
+    ):
         build_config({"experts": {"kind": "lora", "kernel": "cpu"}})
     for key, value in {"bank": "shared", "router": "image"}.items():
         with pytest.raises(UserError, match=f"experts.{key}={value} needs experts.backend=fused"):

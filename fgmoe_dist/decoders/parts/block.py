@@ -15,7 +15,7 @@ Legend: T tasks, N tokens (images x grid, image after image), C channels.
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Iterator, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,25 @@ from fgmoe_dist.experts.settings import Experts
 
 
 class FGMoEBlock(nn.Module):
-    def __init__(self, tasks: int, channels: int, config: Experts, ep_size: int, block: int, seed: int):
+    def __init__(
+        self,
+        tasks: int,
+        channels: int,
+        config: Experts,
+        ep_size: int,
+        block: int,
+        seed: int,
+        grid_hw: Optional[Sequence[int]] = None,
+    ):
         super().__init__()
         kind, identity = KINDS[config.kind], (seed, "block", block)
+        if grid_hw is not None:
+            kind = kind.on(grid_hw)
         self.task_TC = None
         if config.task_embedding:
             self.task_TC = nn.Parameter(torch.empty(tasks, channels).normal_(std=0.02))
         self.norm = nn.LayerNorm(channels)
-        self.routed = create_routed_experts(tasks, channels, config, ep_size, block, seed)
+        self.routed = create_routed_experts(tasks, channels, config, ep_size, block, seed, grid_hw)
         self.shared = self.global_experts = None
         if config.shared:
             self.shared = SharedExperts(kind, tasks, channels, config.fine_hidden, config.shared, *identity)

@@ -12,6 +12,7 @@ Legend: T tasks, N tokens of a task, C channels, E routed experts of a task, K s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Callable, Iterator, NamedTuple, Optional
 
@@ -69,6 +70,13 @@ class RoutedExperts(nn.Module):
     def group(self) -> dist.ProcessGroup:
         """The ranks that hold one copy of the experts together."""
         return groups.find_groups(self.ep_size).exchange
+
+    def active_parameters(self) -> int:
+        """Of the routed experts, how many one token passes, wherever they live."""
+        kind, top_k = self.kind, self.config.top_k
+        if kind.pairs:
+            return min(top_k, self.config.count) * self.channels  # the second vectors count with what is replicated
+        return top_k * sum(math.prod(shape) for shape in kind.shapes(self.channels, self.config.fine_hidden).values())
 
     def local_experts(self, task: Optional[int]) -> Iterator[tuple[Optional[int], int]]:
         """(task, expert) of the experts of `task` that live here: a contiguous share of every task's.

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from fgmoe_dist.experts.backends.base import Journey, LogicalExpert, Read, RoutedExperts
-from fgmoe_dist.experts.bank import ExpertBank
+from fgmoe_dist.experts.bank import ExpertBank, PairBank
 from fgmoe_dist.experts.dispatch import combine, plan_route, start_exchange, wait_exchange
 from fgmoe_dist.experts.kernels import choose_kernel, explain_kernel, find_kernel
+from fgmoe_dist.experts.kernels.reference import by_image
 from fgmoe_dist.experts.routers import ROUTERS
 from fgmoe_dist.experts.routers.closing import closed_experts
 
@@ -30,10 +31,21 @@ class FusedExperts(RoutedExperts):
         self._shared = self.config.bank == "shared"
         owners = [None] if self._shared else range(self.tasks)
         self._here = [place for owner in owners for place in self.local_experts(owner)]
-        identities = [self.initial(*place) for place in self._here]
-        self.bank = ExpertBank(self.kind, self.channels, self.config.fine_hidden, identities, self.ep_size)
+        if self.kind.pairs:
+            seconds = self.config.split
+            # What is placed, and named in checkpoints, are the first vectors.
+            self._here = list(dict.fromkeys((owner, expert // seconds) for owner, expert in self._here))
+            identities = [self.initial(*place) for place in self._here]
+            self.bank = PairBank(self.kind, self.channels, identities, len(owners), seconds, self.ep_size)
+        else:
+            identities = [self.initial(*place) for place in self._here]
+            self.bank = ExpertBank(self.kind, self.channels, self.config.fine_hidden, identities, self.ep_size)
 
     def logical_experts(self) -> Iterator[LogicalExpert]:
+        if self.kind.pairs:
+            for index, (task, first) in enumerate(self._here):
+                yield LogicalExpert(task, first, "a_EC", self.bank.a_QC, index)
+            return
         for weight in self.kind.weights:
             for index, (task, expert) in enumerate(self._here):
                 yield LogicalExpert(task, expert, weight, getattr(self.bank, weight), index)
@@ -73,5 +85,7 @@ class FusedExperts(RoutedExperts):
 
     def _run_experts(self, x_MC: Tensor, weight_MK: Tensor, index_MK: Tensor) -> Tensor:
         kind, bank = self.config.kind, self.bank.weights
+        if self.kind.grid_hw is not None:
+            return by_image(self.kind, x_MC, weight_MK, index_MK, bank)
         kernel = find_kernel(kind, choose_kernel(kind, self.config.kernel, x_MC, bank))
         return kernel(x_MC, weight_MK, index_MK, bank)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fgmoe_dist.experts.backends.base import Journey, LogicalExpert, Read, RoutedExperts
 from fgmoe_dist.experts.balance import BalanceTerms
 from fgmoe_dist.experts.groups import mark_expert_parameter
-from fgmoe_dist.experts.kinds import Kind
+from fgmoe_dist.experts.kinds import KINDS, Kind
 from fgmoe_dist.experts.routers import Routing
 from fgmoe_dist.experts.routers.token import TokenRouter
 from fgmoe_dist.experts.settings import Experts
@@ -62,7 +62,12 @@ class StockExperts(RoutedExperts):
 
     @classmethod
     def conflicts(cls, config: Experts, precision: str) -> list[str]:
-        return [
+        known = (
+            []
+            if config.kind not in KINDS or KINDS[config.kind].alone
+            else [f"experts.kind={config.kind} needs experts.backend=fused; in stock layers an expert is on its own"]
+        )
+        return known + [
             f"experts.{key}={value} needs experts.backend=fused; the stock layers have only {wanted}"
             for key, wanted in STOCK_ROUTING.items()
             if (value := getattr(config, key)) != wanted

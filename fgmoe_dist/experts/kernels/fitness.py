@@ -18,9 +18,15 @@ class Place:
     device: str  # cpu, cuda, ...; empty: not known yet
     precision: str  # a key of `BYTES`
     widths: Mapping[str, int]  # numbers in a row, by what decides them
+    experts: int = 0  # on a rank; 0: not known yet
 
 
 Unfit = Callable[[Place], Optional[str]]
+
+
+def fits_anywhere(place: Place) -> Optional[str]:
+    """The kernel `wide`."""
+    return None
 
 
 def needs_a_cpu(place: Place) -> Optional[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ class Kind:
     inner: int  # how many of them map into hidden units, the first as `[E, C, hidden]`; then weight, perhaps bias
     unit: str  # the letter of the hidden units in the names' shapes
     kept_units: int  # how often plain autograd keeps each hidden unit of a row for the backward pass
+    pairs: bool = False  # a routed expert is a pair of vectors, which it shares with other pairs
+    alone: bool = True  # an expert needs no more than a row and weights that no other expert has
+    grid_hw: Optional[tuple[int, int]] = None  # of the images whose rows are neighbours; None: rows know no neighbours
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -36,6 +39,10 @@ class Kind:
     def hidden(self, x: Tensor, *inner: Tensor) -> Tensor:
         """The hidden units of rows `x`."""
         raise NotImplementedError
+
+    def on(self, grid_hw: Sequence[int]) -> Kind:
+        """This kind, where the rows are those of images of so many rows and columns."""
+        return self
 
     def initial(self, channels: int, hidden: int, *identity: object) -> dict[str, Tensor]:
         """What `draw` gives from a seed that `identity` alone decides."""

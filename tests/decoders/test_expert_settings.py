@@ -1,0 +1,87 @@
+"""FGMoE with every kind of expert, router and gate of experts/: trained, planned, exported, and on ranks as on one."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from fgmoe_dist.decoders.base import parameter_counts
+from fgmoe_dist.experts.groups import is_expert_parameter
+from fgmoe_dist.export import verify
+from fgmoe_dist.export.write import convert_model
+from fgmoe_dist.model import create_model
+from fgmoe_dist.planning.trace import count
+from fgmoe_dist.training.losses import task_losses
+from tests.decoders.test_every_decoder import SHORT, AnyNYUD
+from tests.decoders.tiny import configuration, labels, levels, settings_of, tiny_decoder
+from tests.export.models import checkpoint_state, moved
+from tests.runs import losses
+
+SHARED = {"bank": "shared", "count": 4, "split": 2, "top_k": 2}
+SETTINGS = {
+    "conv_lora": {"kind": "conv_lora", "router": "image"},
+    "rank_one": {"kind": "rank_one", "count": 4, "split": 2, "hidden": 2, "top_k": 8, "gate_scale": 8.0},
+    "rank_one_shared": {"kind": "rank_one", "hidden": 2, **SHARED},
+    "embedding": {"condition": "embedding", **SHARED},
+    "film": {"condition": "film", "task_embedding": True},
+    "expert_choice": {"router": "expert", "balance_losses": {"importance": 0.01}},
+    "closed": {**SHARED, "closed_share": 0.5, "balance_losses": {"mutual_information": 0.01}},
+    "gates": {"router_init": "zero", "gate_scale": 2.0, "balance_losses": {"importance": 0.01, "load": 0.01}},
+}
+every_setting = pytest.mark.parametrize("name", SETTINGS)
+
+
+@every_setting
+def test_every_weight_learns_and_is_one_task_s_or_shared(name):
+    decoder = tiny_decoder("fgmoe", {"experts": SETTINGS[name]})
+    output = decoder(levels())
+    losses_T = task_losses(decoder.tasks, output, labels(decoder))[1]
+    total = sum(losses_T) + sum(weight * loss for weight, loss in decoder.auxiliary(output).losses.values())
+    total.backward(retain_graph=True)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in decoder.parameters())
+    own = list(decoder.own_parameters())
+    routed = [p for p in decoder.parameters() if is_expert_parameter(p)]
+    shared = [p for p in decoder.shared_parameters() if not is_expert_parameter(p)]
+    assert sorted(map(id, own + shared + routed)) == sorted(map(id, decoder.parameters())), "each once"
+    gradients_T = [torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True) for loss in losses_T]
+    for gradients in zip(*gradients_T):
+        reached = [g != 0 for g in gradients if g is not None and g.any()]
+        assert not any((a & b).any() for a, b in combinations(reached, 2))
+
+
+@every_setting
+def test_a_plan_counts_it(name):
+    config = configuration("fgmoe", {**SHORT, "experts": SETTINGS[name]})
+    found, model = count(config), create_model(config, AnyNYUD)
+    counts = parameter_counts(model.decoder, model.encoder, 1)
+    assert found.expert_parameters == counts["routed"]
+    assert found.dense_parameters + found.expert_parameters == counts["trained"]
+    assert 0 < counts["active"] <= counts["total"]
+
+
+@pytest.mark.slow
+@every_setting
+def test_an_exported_program_predicts_as_the_model(name, tmp_path):
+    config = configuration("fgmoe", {**SHORT, "experts": {"kernel": "reference", **SETTINGS[name]}})
+    state = checkpoint_state(config)
+    model = moved(create_model(config, state))
+    convert_model(model, state, "pt2")(tmp_path / "model.pt2")
+    found = verify.differences(model, "pt2", tmp_path / "model.pt2")
+    assert max(difference.relative for difference in found.values()) < 1e-5
+
+
+@pytest.mark.slow
+@every_setting
+def test_ranks_train_what_one_does_and_go_on_elsewhere(name, runs):
+    own = {f"decoder__{key}": value for key, value in settings_of("fgmoe").items()}
+    own |= {f"experts__{key}": value for key, value in SETTINGS[name].items() if not isinstance(value, dict)}
+    alike = {**own, "train__checkpoint_every": 2, "train__steps": 4, "train__micro_batch_size": 2}
+    lines = runs.train("apart", 2, **alike, parallel__ep_size=2)
+    together = runs.train("together", 2, **alike, parallel__ep_size=1)
+    assert losses(lines)[0] == pytest.approx(losses(together)[0], rel=1e-6)
+    assert losses(lines) == pytest.approx(losses(together), rel=1e-4)
+    checkpoint = str(runs.folder("apart") / "checkpoints/step-00000002")
+    alone = runs.train("alone", 1, resume=checkpoint, **{**alike, "train__micro_batch_size": 4})
+    assert losses(alone) == pytest.approx(losses(lines, after=2), rel=1e-4)
