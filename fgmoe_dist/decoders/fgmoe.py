@@ -27,6 +27,7 @@ from fgmoe_dist.decoders.parts.recompute import run
 from fgmoe_dist.decoders.parts.tokens import to_maps, to_tokens
 from fgmoe_dist.drawing.load_map import load_map
 from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses, figures_of, metrics
+from fgmoe_dist.experts.diversity import diversity
 from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.experts.routers import Router
 from fgmoe_dist.experts.routers.closing import open_to_fewest
@@ -98,7 +99,11 @@ class FGMoE(Decoder):
 
     def auxiliary(self, output: Output) -> Auxiliary:
         """The balance losses of all ranks' tokens, and the experts' load."""
-        return Auxiliary(*auxiliary_losses(output.terms, self.experts, self.experts.groups or self.ep_size))
+        losses, counts = auxiliary_losses(output.terms, self.experts, self.experts.groups or self.ep_size)
+        if self.experts.diversity and self.training:
+            figures_L = torch.stack([diversity(block.routed, block.seen_TPC) for block in self.blocks])
+            counts["diversity"] = torch.stack([figures_L, torch.ones_like(figures_L)])  # and how many they add up
+        return Auxiliary(losses, counts)
 
     def after_step(self, counts: Mapping[str, Tensor]) -> None:
         """Tells every block's router its load."""
@@ -107,7 +112,11 @@ class FGMoE(Decoder):
             router.after_step(load_TE)
 
     def metrics(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
-        return metrics(counts, [task.name for task in self.tasks], self.ep_size)
+        figures = metrics(counts, [task.name for task in self.tasks], self.ep_size)
+        if "diversity" in counts:
+            sum_L, times_L = counts["diversity"].tolist()
+            figures |= {f"experts/diversity/block{b}": s / n for b, (s, n) in enumerate(zip(sum_L, times_L))}
+        return figures
 
     def pictures(self, counts: Mapping[str, Tensor], caption: str) -> dict[str, np.ndarray]:
         names, groups = [task.name for task in self.tasks], self.experts.groups or self.ep_size

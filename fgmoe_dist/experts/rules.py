@@ -132,6 +132,11 @@ def _idle(experts: Experts) -> Iterator[str]:
                 f"experts.closed_share={experts.closed_share}: closes experts that tasks share; set"
                 f" experts.bank=shared in the place of {experts.bank}"
             )
+    if experts.diversity and (experts.backend != "fused" or experts.kind == "conv_lora"):
+        yield (
+            f"experts.diversity={experts.diversity}: of single tokens and of experts.backend=fused; set it to 0 with"
+            f" experts.kind={experts.kind} and experts.backend={experts.backend}"
+        )
     if experts.closed_share and experts.max_ranks_per_token:
         yield (
             f"experts.closed_share={experts.closed_share}: with experts.max_ranks_per_token="

@@ -104,6 +104,12 @@ class Experts(Section):
         description="fixed: noise is for selection alone; raw, softplus: the router learns a token's deviations, x w or"
         " softplus(x w) + 0.01, noise is a factor on them, and gates see it too",
     )
+    diversity: int = Field(
+        0,
+        ge=0,
+        le=2**16,
+        description="tokens of each task on which the distance between the routed experts' outputs is logged; 0: none",
+    )
     backend: str = Field(
         "fused",
         description="fused: one dispatch for all tasks; deepspeed, fairscale: those libraries' layers, one per task",

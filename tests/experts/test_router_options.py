@@ -6,19 +6,27 @@ Legend: T tasks, N tokens per task, C channels, E experts of a task.
 from __future__ import annotations
 
 import math
+from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
 
+from fgmoe_dist.config import load_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.backends.fused import FusedExperts
 from fgmoe_dist.experts.balance import auxiliary_losses
+from fgmoe_dist.experts.diversity import diversity
+from fgmoe_dist.experts.kinds.ffn import FFN
 from fgmoe_dist.experts.routers import ROUTERS, Routing
 from fgmoe_dist.experts.routers.closing import closed_experts, open_to_fewest
 from fgmoe_dist.experts.routers.token import TokenRouter, chance_to_be_selected
 from fgmoe_dist.experts.settings import Experts
-from tests.decoders.tiny import configuration
+from tests.decoders.tiny import configuration, levels, tiny_decoder
+from tests.experts import oracle
+from tests.ranks import run_ranks
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 T, N, C, E = 3, 10, 6, 8
 X_TNC = torch.randn(T, N, C, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 
@@ -257,3 +265,47 @@ def test_what_does_not_go_together_is_one_line(experts, line):
     with pytest.raises(UserError) as caught:
         configuration("fgmoe", {"experts": experts})
     assert line in str(caught.value)
+
+
+# How differently experts answer
+
+
+def diversity_here(ep_size: int, bank: str) -> float:
+    config = Experts(count=4, split=2, top_k=2, hidden=8, bank=bank, closed_share=0.25 if bank == "shared" else 0)
+    return diversity(FusedExperts(T, C, config, ep_size, 0, 5).double(), X_TNC.clone()).item()
+
+
+@pytest.mark.parametrize("bank", ["task", "shared"])
+def test_diversity_is_the_mean_distance_of_answers_on_any_ranks(bank):
+    config = Experts(count=4, split=2, top_k=2, hidden=8, bank=bank, closed_share=0.25 if bank == "shared" else 0)
+    closed_TE = closed_experts(config, T, 5, 0)
+    total, number = 0.0, 0
+    for t in range(T):
+        choice = [e for e in range(E) if closed_TE is None or not closed_TE[t, e]]
+        answers = {}
+        for e in choice:
+            first = FFN().initial(C, 4, 5, "block", 0, None if bank == "shared" else t, e)
+            answers[e] = oracle.fine_expert(X_TNC[t], *(weight.double() for weight in first.values()))
+        pairs = [(answers[i] - answers[j]).norm(dim=1).mean().item() for i, j in combinations(choice, 2)]
+        total, number = total + sum(pairs) / len(pairs), number + 1
+    assert diversity_here(1, bank) == pytest.approx(total / number, rel=1e-5)
+    assert run_ranks(2, diversity_here, 2, bank) == pytest.approx([total / number] * 2, rel=1e-5)
+
+
+# Presets
+
+
+@pytest.mark.parametrize("name", ["mod_squad", "m3vit", "ase", "t_rex", "mmoeex"])
+def test_a_preset_is_a_bank_that_tasks_share_and_trains(name):
+    published = load_config(CONFIGS / f"decoders/{name}.yaml")
+    assert published.experts.bank == "shared" and not published.experts.global_experts
+    small = {**published.experts.model_dump(), "hidden": published.experts.split * 2}
+    if published.experts.kind == "rank_one":
+        small["hidden"] = published.experts.split
+    decoder = tiny_decoder("fgmoe", {"experts": small})
+    output = decoder(levels())
+    auxiliary = decoder.auxiliary(output)
+    total = sum(prediction.square().mean() for prediction in output.predictions.values())
+    (total + sum(weight * loss for weight, loss in auxiliary.losses.values())).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
+    assert ("experts/diversity/block0" in decoder.metrics(auxiliary.counts)) == (name == "mmoeex")

@@ -41,7 +41,7 @@ class FGMoEBlock(nn.Module):
         kind, identity = KINDS[config.kind], (seed, "block", block)
         if grid_hw is not None:
             kind = kind.on(grid_hw)
-        self.task_TC = None
+        self.task_TC, self.watched, self.seen_TPC = None, config.diversity, None
         if config.task_embedding:
             self.task_TC = nn.Parameter(torch.empty(tasks, channels).normal_(std=0.02))
         self.norm = nn.LayerNorm(channels)
@@ -58,6 +58,8 @@ class FGMoEBlock(nn.Module):
         if self.task_TC is not None:
             u_TNC = u_TNC + self.task_TC[:, None]
         x_TNC = self.norm(u_TNC)
+        if self.watched:
+            self.seen_TPC = x_TNC[:, : self.watched].detach()
         h_TNC = u_TNC
         journey = self.routed.dispatch(x_TNC, images)
         if self.shared is not None:  # while tokens travel out

@@ -33,6 +33,6 @@ def by_image(kind: Kind, x_MC: Tensor, weight_MK: Tensor, expert_MK: Tensor, ban
     def forward(x_IX: Tensor, *weights: Tensor) -> Tensor:
         return kind.forward(x_IX.unflatten(1, (tokens, channels)), *weights).flatten(1)
 
-    images = len(x_MC) // tokens
+    images = x_MC.shape[0] // tokens  # `len` would be a constant in an exported model
     x_IX = x_MC.reshape(images, tokens * channels)
     return reference(forward, x_IX, weight_MK[::tokens], expert_MK[::tokens], bank).view_as(x_MC)

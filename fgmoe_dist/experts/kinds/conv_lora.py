@@ -10,7 +10,6 @@ Its rank is what the settings call hidden size. Legend: D = 9 C, a channel's 3x3
 from __future__ import annotations
 
 import copy
-import math
 from typing import NamedTuple, Sequence
 
 import torch
@@ -53,9 +52,8 @@ class ConvLoRA(Kind):
         """Of `x [..., C]`, whose rows are those of whole images one after the other."""
         grid_hw, rank = self.grid_hw, w_in.shape[-1]
         side_by_side = len(w_in) if w_in.dim() == 3 else 1
-        rows_XC = x.reshape(side_by_side, -1, x.shape[-1])
-        images = rows_XC.shape[1] // math.prod(grid_hw)
-        maps = rows_XC.unflatten(1, (images, *grid_hw)).permute(1, 0, 4, 2, 3).flatten(1, 2)  # [B, E C, h, w]
+        maps = x.reshape(side_by_side, -1, *grid_hw, x.shape[-1])
+        maps = maps.permute(1, 0, 4, 2, 3).flatten(1, 2)  # [B, E C, h, w]
         kernel = w_in.movedim(-1, -2).reshape(side_by_side * rank, x.shape[-1], WINDOW, WINDOW)
         found = F.conv2d(maps, kernel, b_in.flatten(), padding=WINDOW // 2, groups=side_by_side)
         found = found.unflatten(1, (side_by_side, rank)).permute(1, 0, 3, 4, 2)  # [E, B, h, w, R]
