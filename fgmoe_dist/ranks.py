@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from fgmoe_dist.errors import UserError, told
+from fgmoe_dist.threads import share_cores
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class Ranks:
     world: int
     local_rank: int
     device: torch.device
+    threads: str = ""  # a line on the threads that it computes with, for a run's log; empty on a GPU
 
     @property
     def is_first(self) -> bool:
@@ -135,16 +137,14 @@ def process_group() -> Iterator[Ranks]:
         )
     if cuda:
         _take_gpu(place.local_rank)
-    elif os.environ.get("OMP_NUM_THREADS", "1") == "1" and "SLURM_CPUS_PER_TASK" not in os.environ:
-        # torchrun sets 1 where nobody has chosen; SLURM's share is a choice.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_world))
+    threads = "" if cuda else share_cores(os.environ, place.local_world)
     signal.signal(signal.SIGTERM, _terminate)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     # NCCL that knows its device builds later groups from this one; a world of one has nothing to build from.
     bound = device if cuda and os.environ["WORLD_SIZE"] != "1" else None
     dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=bound)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), place.local_rank, device)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), place.local_rank, device, threads)
         barrier()
     finally:
         # After an error the other ranks may wait in a collective that will never come; do not wait for them.

@@ -50,9 +50,10 @@ class FGMoESettings(GridSettings):
     def conflicts(self, around: Surroundings) -> list[str]:
         experts = around.experts
         found = expert_conflicts(experts, self.channels, around.ep_size, around.precision)
-        if (reached := open_to_fewest(experts, len(around.tasks), around.seed, self.blocks)) < experts.top_k:
+        fewest = open_to_fewest(experts, len(around.tasks), around.seed, self.blocks) if experts.closed_share else None
+        if fewest is not None and fewest < experts.top_k:
             found.append(
-                f"experts.closed_share={experts.closed_share} leaves a task {reached} of the {experts.routed} routed"
+                f"experts.closed_share={experts.closed_share} leaves a task {fewest} of the {experts.routed} routed"
                 f" experts (experts.count x experts.split, as run.seed={around.seed} draws them), fewer than"
                 f" experts.top_k={experts.top_k}; lower one of them"
             )

@@ -34,7 +34,7 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
         ended_once(),
     ):
         reporter = Reporter(trainer, folder, recorder)
-        for line in [*plugins.notes(), *trainer.notes]:
+        for line in filter(None, [trainer.ranks.threads, *plugins.notes(), *trainer.notes]):
             reporter.say(line)
         if resumed is not None and from_first(lambda: find_checkpoint(folder.checkpoints) is None):
             writer.save(trainer.engine, _state_of(trainer))  # another run's: from now on this folder stands by itself

@@ -21,10 +21,16 @@ BENCHES = {
     "mlore": ("fgmoe_dist.benches.mlore", "MLoRE's low-rank experts one by one, as one wide expert, and merged"),
     "machine": ("fgmoe_dist.benches.machine", "a profile of this machine, for fgmoe plan"),
     "step": ("fgmoe_dist.benches.step", "training steps of a configuration, by stage, beside their plan"),
+    "busy": ("fgmoe_dist.benches.busy", "training steps beside other work, by how threads wait"),
     "plan": ("fgmoe_dist.benches.plan", "the error of fgmoe plan on this machine"),
 }
 
-EXAMPLES = {"step": " --config configs/demo.yaml --ranks 1 2", "machine": " --ranks 1 2", "plan": " --ranks 1 2"}
+EXAMPLES = {
+    "step": " --config configs/demo.yaml --ranks 1 2",
+    "busy": " --config configs/demo.yaml",
+    "machine": " --ranks 1 2",
+    "plan": " --ranks 1 2",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
