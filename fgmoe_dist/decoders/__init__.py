@@ -6,12 +6,14 @@ from fgmoe_dist.decoders.base import Decoder
 from fgmoe_dist.decoders.cross_stitch import CrossStitch
 from fgmoe_dist.decoders.dense import Dense
 from fgmoe_dist.decoders.fgmoe import FGMoE
+from fgmoe_dist.decoders.invpt import InvPT
 from fgmoe_dist.decoders.mlore import MLoRE
 from fgmoe_dist.decoders.mti_net import MTINet
 from fgmoe_dist.decoders.multi_task import MultiTask
 from fgmoe_dist.decoders.nddr import NDDR
 from fgmoe_dist.decoders.pad_net import PADNet
 from fgmoe_dist.decoders.single_task import SingleTask
+from fgmoe_dist.decoders.taskexpert import TaskExpert
 
 DECODERS: dict[str, type[Decoder]] = {
     "fgmoe": FGMoE,
@@ -22,5 +24,7 @@ DECODERS: dict[str, type[Decoder]] = {
     "cross_stitch": CrossStitch,
     "nddr": NDDR,
     "mti_net": MTINet,
+    "invpt": InvPT,
+    "taskexpert": TaskExpert,
     "mlore": MLoRE,
 }

@@ -28,6 +28,8 @@ LEVELS = Levels((24, 24), (16, 16))
 SMALL = {"channels": 16, "stride": 8, "mixer_depth": 1}
 OWN: dict[str, dict[str, Any]] = {
     "mti_net": {"scales": 2},
+    "invpt": {"features": 12},
+    "taskexpert": {"experts": 3},
     # Without noise, which belongs to the place of an image in the step's micro-batches.
     "mlore": {"ranks": [2, 3, 4], "own_rank": 2, "top_k": 2, "noise": 0},
 }
