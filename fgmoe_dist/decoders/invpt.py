@@ -2,7 +2,8 @@
 
 From the last tap, on a grid of `coarsest` pixels a cell:
 
-    F_t = two 3x3 convolutions with norm and ReLU;  a preliminary prediction p_t from it (1x1) has the task's loss as well
+    F_t = two 3x3 convolutions with norm and ReLU
+    p_t = 1x1 of F_t, a preliminary prediction, which has the task's loss as well
     x_t = 1x1 of [F_t; p_t]
     each stage: parts/inverted.py; from one to the next the grid is twice as fine and the width halves, and an earlier
                 tap is added (1x1, resized): the earlier, the later the stage
@@ -24,6 +25,7 @@ Legend: B images, C channels, h x w grid of a stage, K outputs of a task, H x W 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -108,7 +110,7 @@ class InvPT(Decoder):
         self.skips = [min(settings.stages - 1 - stage, len(levels.channels) - 1) for stage in range(1, settings.stages)]
         self.skip = nn.ModuleList(nn.Conv2d(levels.channels[tap], w, 1) for tap, w in zip(self.skips, widths[1:]))
         self.up = nn.ModuleList(
-            nn.ModuleList(UpSampling(given, width) for _ in tasks) for given, width in zip(widths, widths[1:])
+            nn.ModuleList(UpSampling(given, width) for _ in tasks) for given, width in pairwise(widths)
         )
         self.stages = nn.ModuleList(
             Stage(width, settings.heads, count, QUERY_STRIDE * 2**stage, settings.mlp_ratio, stage > 0)

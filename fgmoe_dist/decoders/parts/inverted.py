@@ -1,7 +1,8 @@
 """A stage of InvPT's decoder (ECCV 2022, arXiv 2203.07997): all tasks' tokens attend to each other, ever finer.
 
     x_t = U_t(x_t of the stage before, up-sampled) + skip            but in the first stage
-    q_t = W_q norm(D_t * y_t), D a depthwise 3x3 convolution of stride 2;  k_t, v_t = W_k, W_v of y_t, averaged over cells
+    q_t = W_q norm(D_t * y_t), D a depthwise 3x3 convolution of stride 2
+    k_t, v_t = W_k, W_v of y_t averaged over cells
     A   = q k^T / sqrt(C), over the tokens of all tasks;  A = F [A; A of the stage before, up-sampled]     the message
     x_t = x_t + W_o (softmax(A) v)_t, up-sampled;  x_t = x_t + MLP(norm(x_t))
 
@@ -9,8 +10,8 @@ y is the layer norm of x. Each head divides by sqrt of the whole width and not o
 were obtained. Cells are averaged until the keys of every stage lie on one coarse grid: so scores of two stages differ
 in their queries' grid alone, and a 1x1 convolution F over heads can join them.
 
-Legend: B images, T tasks, C channels, h x w grid of a stage, q x r that of its queries, Q of all tasks, S keys of all tasks,
-H heads, d = C / H, X = H S.
+Legend: B images, T tasks, C channels, h x w grid of a stage, q x r that of its queries, Q queries and S keys of all
+tasks, H heads, d = C / H, X = H S.
 """
 
 from __future__ import annotations
