@@ -4,13 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 SETTINGS ?=
+UI_PORT ?= 5000
 FUZZ_SECONDS ?= 60
 FUZZ_CASES ?= 1000000
 
-.PHONY: help demo test ci-dist fuzz lint bench bench-gpu env clean
+.PHONY: help demo ui test ci-dist fuzz lint bench bench-gpu env clean
 
 help:
 	@echo "make demo    train, evaluate and draw on the built-in data, expert-parallel over two processes (10 minutes)"
+	@echo "make ui      MLflow on the demo's runs, on port UI_PORT=5000"
 	@echo "make test    run the tests (8 minutes)"
 	@echo "make fuzz    give random input to everything that reads some, for FUZZ_SECONDS=60"
 	@echo "make lint    check style"
@@ -40,6 +42,9 @@ $(VENV)/.ready: setup.cfg constraints.txt
 demo: env
 	@echo "the demo: rooms, shards, training on two processes, pictures; under 10 minutes on two cores"
 	@BIN=$(BIN) bash launchers/demo.sh $(SETTINGS)
+
+ui: env
+	$(BIN)/fgmoe ui --experiment demo --port $(UI_PORT)
 
 test: env
 	@echo "the tests: some 8 minutes on two cores"

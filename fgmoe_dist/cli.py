@@ -22,6 +22,7 @@ VERBS = {
     "export": "write a trained model as one file that runs without DeepSpeed",
     "sync": "bring MLflow up to date with runs that were killed or offline",
     "compare": "compare runs side by side",
+    "ui": "open MLflow's pages on an experiment",
     "plan": "memory, traffic, seconds and the best ep_size on so many GPUs",
     "bench": "time a part beside the usual way to compute it",
 }

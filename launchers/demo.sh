@@ -38,7 +38,7 @@ cat <<END
 Look at   $RUN/pictures/              panels of validation images, prediction above truth
           $RUN/predictions/panels/    the same for a photograph outside the data set
           $RUN/metrics.jsonl, eval/   every logged step, every score
-Curves    $BIN/python -m mlflow ui --backend-store-uri sqlite:///$PWD/runs/mlflow.db
+Curves    make ui, MLflow on these runs: scores, curves, pictures, and which settings differ
 Next      $BIN/fgmoe predict --checkpoint $RUN --input YOUR_PHOTO.jpg --output predictions
           make demo SETTINGS="run.dir=runs/top2 run.name=top2 experts.top_k=2"     then compare:
           $BIN/fgmoe compare runs

@@ -14,7 +14,7 @@ from fgmoe_dist.decoders import DECODERS
 from fgmoe_dist.decoders.base import DecoderSettings, Routed, Surroundings
 from fgmoe_dist.decoders.fgmoe import FGMoESettings
 from fgmoe_dist.experts.settings import Experts
-from fgmoe_dist.settings import FilePath, Name, Section
+from fgmoe_dist.settings import FilePath, Name, Section, flatten
 from fgmoe_dist.weighting import WEIGHTING
 from fgmoe_dist.weighting.base import WeightingSettings
 from fgmoe_dist.weighting.fixed import FixedSettings
@@ -150,6 +150,13 @@ class Config(Section):
     def __reduce__(self) -> tuple:
         """By the settings that it is made of: a class that `config_class` makes has no name to be found by."""
         return _of_kinds, (type(self.decoder), type(self.train.weighting), self.model_dump())
+
+    def changed(self) -> dict[str, Any]:
+        """Settings that are not the default, by key, but for names and places."""
+        named = ("run.name", "run.dir", "data.train", "data.val", "tracking.")
+        values, usual = (flatten(config.model_dump(mode="json")) for config in (self, type(self)()))
+        usual.update({"decoder.kind": FGMoESettings().kind, "train.weighting.kind": FixedSettings().kind})
+        return {key: v for key, v in values.items() if usual.get(key) != v and not key.startswith(named)}
 
     def sections(self) -> list[str]:
         """Names of the keys that this configuration has: those that only other decoders read are not among them."""

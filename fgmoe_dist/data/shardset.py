@@ -7,6 +7,7 @@ behind anything WebDataset's `gopen` opens: http, object stores, `pipe:` command
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import tarfile
@@ -102,6 +103,12 @@ class ShardSet:
     def labels(self) -> dict[str, Label]:
         """The label of every key of a sample: of each task, and of what evaluation reads beside it."""
         return labels_of(self.tasks, self.classes, self.definitions)
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """What a run says of the images it has seen. Sets of one digest hold the same, in the same order."""
+        digest = hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:32]
+        return {"name": self.dataset, "split": self.split, "images": self.samples, "digest": digest}
 
     @classmethod
     def open(cls, where: str | Path | Sequence[str | Path]) -> ShardSet:

@@ -76,5 +76,12 @@ def baselines(tasks: Iterable[Task]) -> dict[str, ConstantBaseline]:
 
 
 def headlines(tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
-    """By task, what a comparison of runs needs to know of it: the `metric`, and whether `lower_is_better`."""
-    return {task.name: {"metric": task.headline, "lower_is_better": task.lower_is_better} for task in tasks}
+    """By task, what a comparison of runs needs to know of it: the `metric`, its sign, and its `scale` in a mean."""
+    return {
+        task.name: {
+            "metric": task.headline,
+            "lower_is_better": task.lower_is_better,
+            "scale": float(task.headline_scale),
+        }
+        for task in tasks
+    }

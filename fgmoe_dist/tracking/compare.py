@@ -17,12 +17,11 @@ from fgmoe_dist.metrics import Scores
 from fgmoe_dist.metrics.delta_m import delta_m
 from fgmoe_dist.settings import flatten
 from fgmoe_dist.tasks import TASKS
-from fgmoe_dist.tracking.run_folder import RunFolder, runs_in
+from fgmoe_dist.tracking.mlflow_store import find_experiment
+from fgmoe_dist.tracking.run_folder import OWN_SETTINGS, RunFolder, runs_in
 
 # What a run recorded beside its settings, and MLflow has among them.
 RECORDED = ("model.", "headlines.", "encoder.source")
-# Every run has its own; they say nothing of what was compared.
-OWN_SETTINGS = ("run.name", "run.dir", "tracking.sinks", "tracking.uri", "tracking.experiment")
 PLACE_TAGS = ("git_commit", "git_dirty", "world", "launcher", "device", "torch", "deepspeed")
 
 
@@ -70,7 +69,7 @@ def read_folder(folder: RunFolder) -> RunRecord:
     return RunRecord(
         name=folder.path.resolve().name,
         status=about.get("status", "unknown"),
-        settings={key: str(value) for key, value in flatten(folder.settings()).items()},
+        settings=_shared({key: str(value) for key, value in flatten(folder.settings()).items()}),
         tags=about.get("tags", {}),
         scores=evaluations.get(step, {}),
         step=step,
@@ -82,32 +81,12 @@ def read_folder(folder: RunFolder) -> RunRecord:
 
 def read_mlflow(uri: str, experiment: str, unfinished: bool = False) -> list[RunRecord]:
     """The runs of an MLflow experiment, oldest first. UserError if the store or the experiment cannot be read."""
-    from mlflow import MlflowClient
-
-    _check_file(uri)
+    client, found = find_experiment(uri, experiment)
     try:
-        client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            raise UserError(f"--experiment {experiment}: is not in {uri}; name one that is")
         runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"], max_results=1000)
         return [_of_mlflow(client, run) for run in runs if unfinished or run.info.status == "FINISHED"]
-    except UserError:
-        raise
     except Exception as error:  # of a store MLflow passes on what its driver, the network or the file system raise
         raise UserError(f"--uri {uri}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-
-
-def _check_file(uri: str) -> None:
-    """UserError where MLflow would ask a file for minutes that is not there, or no store."""
-    if not uri.startswith("sqlite:///"):
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not path.is_file():
-        raise UserError(f"--uri {uri}: there is no such file; name the store the runs were tracked in")
-    with path.open("rb") as file:
-        if file.read(16) not in (b"", b"SQLite format 3\0"):
-            raise UserError(f"--uri {uri}: the file is no SQLite database; name the store the runs were tracked in")
 
 
 def _of_mlflow(client: Any, run: Any) -> RunRecord:
@@ -123,8 +102,8 @@ def _of_mlflow(client: Any, run: Any) -> RunRecord:
     return RunRecord(
         name=run.info.run_name,
         status=run.info.status,
-        settings={key: value for key, value in run.data.params.items() if not key.startswith(RECORDED)},
-        tags={key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
+        settings=_shared({key: value for key, value in run.data.params.items() if not key.startswith(RECORDED)}),
+        tags=_shared({key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}),
         scores=dict(scores),
         step=max(steps, default=None),
         model={key: float(value) for key, value in recorded["model"].items()},
@@ -133,29 +112,34 @@ def _of_mlflow(client: Any, run: Any) -> RunRecord:
     )
 
 
+def _shared(values: Mapping[str, str]) -> dict[str, str]:
+    """Without what every run has its own of."""
+    return {key: value for key, value in values.items() if key not in OWN_SETTINGS}
+
+
 def _below(section: str, parameters: Mapping[str, str]) -> dict[str, str]:
     above = f"{section}."
     return {key.removeprefix(above): value for key, value in parameters.items() if key.startswith(above)}
 
 
 def _headlines(parameters: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Those of `about.json`, of the tasks that have both parts: `TASK.metric` and `TASK.lower_is_better`."""
-    return {
-        key.removesuffix(".metric"): {"metric": metric, "lower_is_better": lower == "True"}
-        for key, metric in parameters.items()
-        if key.endswith(".metric") and (lower := parameters.get(f"{key.removesuffix('.metric')}.lower_is_better"))
-    }
+    """Those of `about.json`, of the tasks that have the first two parts: metric, lower_is_better, scale."""
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in parameters.items():
+        task, _, part = key.rpartition(".")
+        found[task][part] = value == "True" if part == "lower_is_better" else float(value) if part == "scale" else value
+    return {task: parts for task, parts in found.items() if parts.keys() >= {"metric", "lower_is_better"}}
 
 
 def compare(records: Sequence[RunRecord], every_metric: bool = False) -> list[Row]:
     """The rows of the table. With `every_metric` all metrics of the evaluation, else each task's headline."""
     rows = [Row("run", "status", tuple(record.status for record in records))]
     rows.append(Row("run", "evaluated at step", tuple(_text(record.step) for record in records)))
-    rows += _differing("setting", [record.settings for record in records], OWN_SETTINGS)
+    rows += _differing("setting", [record.settings for record in records])
     tags = [{key: record.tags.get(key, "-") for key in PLACE_TAGS} for record in records]
     for found in tags:
         found["git_commit"] = found["git_commit"][:10]
-    rows += _differing("place", tags, ())
+    rows += _differing("place", tags)
     rows += _score_rows(records, every_metric)
     sizes = dict.fromkeys(key for record in records for key in record.model)
     rows += [Row("parameters", key, tuple(_text(record.model.get(key)) for record in records)) for key in sizes]
@@ -183,8 +167,8 @@ def to_json(records: Sequence[RunRecord], rows: Sequence[Row]) -> dict[str, Any]
     return {"runs": [asdict(record) for record in records], "settings_that_differ": differing}
 
 
-def _differing(section: str, values: Sequence[Mapping[str, str]], without: Sequence[str]) -> list[Row]:
-    keys = dict.fromkeys(key for mapping in values for key in mapping if key not in without)
+def _differing(section: str, values: Sequence[Mapping[str, str]]) -> list[Row]:
+    keys = dict.fromkeys(key for mapping in values for key in mapping)
     rows = [Row(section, key, tuple(mapping.get(key, "-") for mapping in values)) for key in keys]
     return [row for row in rows if len(set(row.cells)) > 1]
 

@@ -17,13 +17,15 @@ from fgmoe_dist.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 BATCH_PARAMETERS, BATCH_METRICS = 100, 1000  # MLflow refuses longer batches
 VALUE_LIMIT = 6000  # and longer parameters, in characters
 
 
 def resolve_uri(uri: str, folder: Path) -> str:
-    """`uri`, with an empty one read as the sqlite file `mlflow.db` beside the run folder and paths made absolute."""
+    """`uri`, paths made absolute; empty: MLFLOW_TRACKING_URI, or else the file `mlflow.db` beside the run folder."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         return f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
     if file := sqlite_file(uri):
@@ -61,13 +63,43 @@ def open_experiment(uri: str, name: str) -> tuple[MlflowClient, str]:
         return client, _experiment_id(client, uri, name)
 
 
-def page_of(uri: str, experiment_id: str, run_id: str) -> str:
-    """For a server its page of the run; for a local store the command that shows it, and the page."""
-    page = f"/#/experiments/{experiment_id}/runs/{run_id}" if run_id else ""
-    if urlparse(uri).scheme in ("http", "https"):
-        return uri.rstrip("/") + page
+def find_experiment(uri: str, name: str) -> tuple[MlflowClient, Experiment]:
+    """A client of a store that is there, and its experiment. UserError where one cannot be read or is not there."""
+    from mlflow import MlflowClient
+
+    _check_file(uri)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(name)
+    except Exception as error:  # of a store MLflow passes on what its driver, the network or the file system raise
+        raise UserError(f"--uri {uri}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    if found is None:
+        raise UserError(f"--experiment {name}: is not in {uri}; name one that is")
+    return client, found
+
+
+def _check_file(uri: str) -> None:
+    """UserError where MLflow would ask a file for minutes that is not there, or no store."""
+    path = sqlite_file(uri)
+    if path is None:
+        return
+    if not path.is_file():
+        raise UserError(f"--uri {uri}: there is no such file; name the store the runs were tracked in")
+    with path.open("rb") as file:
+        if file.read(16) not in (b"", b"SQLite format 3\0"):
+            raise UserError(f"--uri {uri}: the file is no SQLite database; name the store the runs were tracked in")
+
+
+def is_server(uri: str) -> bool:
+    return urlparse(uri).scheme in ("http", "https")
+
+
+def page_of(uri: str, link: str) -> str:
+    """For a server its page behind `link`; for a local store the command that shows it, and the page."""
+    if is_server(uri):
+        return uri.rstrip("/") + link
     words = [_python(), "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", "5000"]
-    return f"{shlex.join(words)}   then open http://127.0.0.1:5000{page}"
+    return f"{shlex.join(words)}   then open http://127.0.0.1:5000{link}"
 
 
 def clean_name(name: str) -> str:

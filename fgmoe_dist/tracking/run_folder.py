@@ -29,6 +29,9 @@ from fgmoe_dist.metrics import Scores
 from fgmoe_dist.outputs import RUN, check_output, claim
 from fgmoe_dist.yaml_files import read_yaml
 
+# Settings that every run has its own value of; they say nothing of what is compared.
+OWN_SETTINGS = ("run.name", "run.dir", "tracking.sinks", "tracking.uri", "tracking.experiment")
+
 
 class RunFolder:
     """`runs/<name>/`. Constructing it touches nothing; `create` makes the folder."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Mapping
@@ -32,6 +35,8 @@ def run_tags(world: int, ep_size: int) -> dict[str, str]:
         "python": platform.python_version(),
         "device": device_name(),
         "host": platform.node(),
+        "user": _user(),
+        "command": shlex.join(sys.argv),
         "plugins": ", ".join(map(str, plugins.loaded())),
     }
     return {name: value for name, value in tags.items() if value}
@@ -62,6 +67,13 @@ def _git(folder: Path) -> dict[str, str]:
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": "true" if changed else "false"}
     except (OSError, subprocess.SubprocessError):
         return {}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container without an entry for this user
+        return ""
 
 
 def _version(package: str) -> str:

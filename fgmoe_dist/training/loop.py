@@ -28,6 +28,11 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
     config, steps = trainer.config.train, trainer.config.train.steps
     folder = RunFolder(trainer.config.run.dir)
     resumed = resume_run(trainer, folder, resume_from)
+    if resumed == steps and from_first(lambda: _is_finished(folder, steps)):
+        # Not even begun: its duration and its end, in MLflow too, stay what they were.
+        if trainer.ranks.is_first:
+            say(f"{folder.path} is complete at step {steps}; raise train.steps, or name another run.dir")
+        return
     with (
         _start_recording(trainer, folder) as recorder,
         CheckpointWriter(folder.checkpoints, config.keep_checkpoints, say) as writer,
@@ -67,10 +72,12 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
             )
         if from_first(lambda: trainer.step not in folder.evaluation_files()):
             _evaluate(reporter, writer, with_constants=True)
-        elif resumed == steps:
-            reporter.say(f"{folder.path} is complete at step {steps}; raise train.steps, or name another run.dir")
         writer.wait()
         reporter.say_where()
+
+
+def _is_finished(folder: RunFolder, steps: int) -> bool:
+    return folder.about().get("status") == "FINISHED" and steps in folder.evaluation_files()
 
 
 def _start_recording(trainer: Trainer, folder: RunFolder) -> Recorder:
@@ -83,6 +90,11 @@ def _start_recording(trainer: Trainer, folder: RunFolder) -> Recorder:
         model=parameter_counts(trainer.model.decoder, trainer.model.encoder, config.parallel.ep_size),
         encoder={"source": trainer.model.encoder.source},
         headlines=headlines(trainer.tasks),
+        data={
+            "training": {**trainer.train_shards.identity, "where": str(trainer.config.data.train)},
+            "validation": {**trainer.val_shards.identity, "where": str(trainer.config.data.val)},
+        },
+        changed=trainer.config.changed(),
     )
 
 

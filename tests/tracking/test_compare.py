@@ -22,7 +22,7 @@ def make(path, top_k=4, rmse=0.5, status="FINISHED"):
     folder.write_evaluation(30, {"depth": {"rmse": rmse, "abs_rel": 0.2}})
     folder.update_about(
         status=status, tags={"world": "2"}, model=MODEL, encoder={"source": "hub"},
-        headlines={"depth": {"metric": "rmse", "lower_is_better": True}},
+        headlines={"depth": {"metric": "rmse", "lower_is_better": True, "scale": 100.0}},
     )  # fmt: skip
     return folder
 

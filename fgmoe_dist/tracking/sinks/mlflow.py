@@ -1,13 +1,15 @@
 """Sends a run folder to an MLflow store. Rank 0 alone imports MLflow: six processes crash on a fresh sqlite file.
 
-What goes where: `config.yaml`, parameter counts and the encoder's weights are parameters; a line of `metrics.jsonl` and
-an evaluation are points of curves, the latter as `eval/<task>/<metric>`; pictures are series by their name;
-`config.yaml` and `eval/` are artifacts too.
+What goes where: `config.yaml`, parameter counts and the encoder's weights are parameters, but for what names the run or
+its store, which are tags; a line of `metrics.jsonl` and an evaluation are points of curves, the latter as
+`eval/<task>/<metric>` and its headlines as `score/<task>` too; pictures are series by their name; `config.yaml` and
+`eval/` are artifacts too; the sets of images are inputs. What a person sees of all that first: `mlflow_page`.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import re
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence
 
 from fgmoe_dist.outputs import check_output
 from fgmoe_dist.settings import flatten
+from fgmoe_dist.tracking import mlflow_page
 from fgmoe_dist.tracking.cursor import Cursor
 from fgmoe_dist.tracking.mlflow_store import (
     BATCH_METRICS,
@@ -28,7 +31,7 @@ from fgmoe_dist.tracking.mlflow_store import (
     resolve_uri,
     sqlite_file,
 )
-from fgmoe_dist.tracking.run_folder import RunFolder
+from fgmoe_dist.tracking.run_folder import OWN_SETTINGS, RunFolder
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FOLDER_TAG = "run_folder_id"  # by which a run is found again where its folder has lost the MLflow id
+NOTE_TAG = "mlflow.note.content"
+# What MLflow itself knows by these names, and what a run calls it.
+MLFLOW_TAGS = {"mlflow.user": "user", "mlflow.source.name": "command", "mlflow.source.git.commit": "git_commit"}
 
 
 def mlflow_sink(folder: RunFolder, settings: Mapping[str, Any]) -> MLflowSink | None:
@@ -60,15 +66,19 @@ class MLflowSink:
         self._cursor = Cursor()
         self._offset = 0  # bytes of metrics.jsonl that were sent since the store has answered
         self._sent = 0  # figures and files, by this call
+        self._about: Mapping[str, Any] = {}
+        self._note = ""  # as it was sent last
 
     def catch_up(self) -> int:
         self._sent = 0
-        about = self.folder.about()  # read first: a run that ends meanwhile has its last lines sent by the next call
+        # Read first: a run that ends meanwhile has its last lines sent by the next call.
+        about = self._about = self.folder.about()
         try:
             if self._client is None:
                 self._open(about)
             self._send_metrics()
             self._send_evaluations()
+            self._send_note()
             self._send_status(about)
             return self._sent
         except BaseException:
@@ -76,7 +86,8 @@ class MLflowSink:
             raise
 
     def where_to_look(self) -> str:
-        return page_of(self.uri, self.experiment_id, self.run_id)
+        link = mlflow_page.run_link(self.experiment_id, self.run_id) if self.run_id else ""
+        return page_of(self.uri, link)
 
     # The run in the store.
 
@@ -96,7 +107,10 @@ class MLflowSink:
             self.folder.mlflow_run_id = self.run_id
         if about.get("status") == "RUNNING" != run.info.status:
             self._client.update_run(self.run_id, status="RUNNING")
-        self._describe(run, tags, _parameters(self.folder, about))
+        own_tags, parameters = _described(self.folder, about)
+        self._describe(run, {**tags, **own_tags}, parameters)
+        self._send_inputs(run, about.get("data", {}))
+        self._show_in_experiment(about.get("headlines", {}))
         self._send_file(self.folder.config_file)
 
     def _known_ids(self) -> list[str]:
@@ -156,6 +170,30 @@ class MLflowSink:
         for batch in _batches(new_tags, BATCH_PARAMETERS):
             self._client.log_batch(self.run_id, tags=batch)
 
+    def _send_inputs(self, run: Run, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """The sets of images, once each."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        known = {(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs}
+        inputs = [
+            DatasetInput(
+                Dataset(found["name"], found["digest"], "local", json.dumps({"uri": found["where"]}),
+                        profile=json.dumps({"images": found["images"], "split": found["split"]})),
+                [InputTag("mlflow.data.context", use)],
+            )
+            for use, found in data.items()
+            if (found["name"], found["digest"]) not in known
+        ]  # fmt: skip
+        if inputs:
+            self._client.log_inputs(self.run_id, inputs)
+
+    def _show_in_experiment(self, tasks: Sequence[str]) -> None:
+        """Has the experiment's view show the scores of these tasks too."""
+        earlier = self._client.get_experiment(self.experiment_id).tags.get(mlflow_page.VIEW_TAG)
+        wanted = mlflow_page.view(list(tasks), earlier)
+        if tasks and wanted != earlier:
+            self._client.set_experiment_tag(self.experiment_id, mlflow_page.VIEW_TAG, wanted)
+
     # What the run goes on to say.
 
     def _send_metrics(self) -> None:
@@ -172,6 +210,7 @@ class MLflowSink:
                 self._send_picture(step, picture)
             scores = self.folder.evaluation(step).items()
             values = {f"eval/{task}/{name}": value for task, found in scores for name, value in found.items()}
+            values.update(mlflow_page.headline_scores(self._about.get("headlines", {}), self.folder.evaluation(step)))
             self._send_points(list(self._new_points(step, path.stat().st_mtime, values)))
             self._send_file(path)
 
@@ -214,6 +253,18 @@ class MLflowSink:
             self._cursor.files[name] = state
             self._save(1)
 
+    def _send_note(self) -> None:
+        """Anew where it has changed; a person's own note in its place is left alone."""
+        step = max(self.folder.evaluation_files(), default=None)
+        scores = {} if step is None else self.folder.evaluation(step)
+        wanted = mlflow_page.note(self._about, self.folder.settings(), step, scores)
+        if wanted == self._note:
+            return
+        there = self._client.get_run(self.run_id).data.tags.get(NOTE_TAG, "")
+        if not there or there == self._note or there.startswith(mlflow_page.OPENING):
+            self._client.set_tag(self.run_id, NOTE_TAG, wanted)
+        self._note = wanted
+
     def _send_status(self, about: Mapping[str, Any]) -> None:
         status = about.get("status", "RUNNING")
         if status not in ("RUNNING", self._cursor.status):
@@ -241,11 +292,15 @@ class MLflowSink:
         return path.relative_to(self.folder.path).as_posix()
 
 
-def _parameters(folder: RunFolder, about: Mapping[str, Any]) -> dict[str, str]:
-    """The configuration, and what `about.json` says of the model, the encoder and the tasks."""
+def _described(folder: RunFolder, about: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Tags and parameters: the configuration, and what `about.json` says of the model, the encoder and the tasks."""
+    settings, tags = flatten(folder.settings()), about.get("tags", {})
     described = {key: about[key] for key in ("model", "encoder", "headlines") if key in about}
-    values = {**flatten(folder.settings()), **flatten(described)}
-    return {clean_name(key): cut(str(value)) for key, value in values.items()}
+    values = {**{key: value for key, value in settings.items() if key not in OWN_SETTINGS}, **flatten(described)}
+    named = {key: settings[key] for key in OWN_SETTINGS if settings.get(key)}
+    known = {name: tags[key] for name, key in MLFLOW_TAGS.items() if key in tags}
+    found = ({**named, **known}, values)
+    return tuple({clean_name(key): cut(str(value)) for key, value in each.items()} for each in found)
 
 
 def _state_of(path: Path) -> list[int]:
