@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 from torch import Tensor, nn
@@ -66,6 +66,11 @@ class DecoderSettings(Section):
     # Further sections of the configuration that this decoder reads; those that it does not are not shown.
     sections: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def shares_feature(self) -> bool:
+        """Whether all tasks' predictions are made from one feature, and from nothing else of the encoder."""
+        return False
+
     def conflicts(self, around: Surroundings) -> list[str]:
         """Contradictions among these settings, and with what is around them, one line each.
 
@@ -94,11 +99,15 @@ class Intermediate:
 
 @dataclass
 class Output:
-    """What a forward pass gives: `[B, K, H, W]` per task, and whatever the decoder's auxiliary losses are made of."""
+    """What a forward pass gives: `[B, K, H, W]` per task, and whatever the decoder's auxiliary losses are made of.
+
+    feature: the one that all tasks' predictions are made from, of a decoder that `shares_feature`.
+    """
 
     predictions: dict[str, Tensor]
     terms: Any = None
     intermediate: Sequence[Intermediate] = ()
+    feature: Optional[Tensor] = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ class MultiTaskSettings(GridSettings):
     kind: Literal["multi_task"] = Field("multi_task", description="plain heads on one feature that all tasks share")
     mixer_depth: int = Field(0, ge=0, le=1000, description="deformable mixer layers a task, before its head")
 
+    @property
+    def shares_feature(self) -> bool:
+        return True
+
 
 class MultiTask(Decoder):
     Settings = MultiTaskSettings
@@ -40,7 +44,8 @@ class MultiTask(Decoder):
     def forward(self, levels: list[Tensor]) -> Output:
         a_BChw, _ = self.aggregator(levels, self.grid_hw)
         own = zip(self.tasks, self.mixers, self.heads)
-        return Output({task.name: head(mixer(a_BChw), self.size_hw) for task, mixer, head in own})
+        predictions = {task.name: head(mixer(a_BChw), self.size_hw) for task, mixer, head in own}
+        return Output(predictions, feature=a_BChw)
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.mixers.parameters()

@@ -33,6 +33,10 @@ from fgmoe_dist.tasks import Task
 class PADNetSettings(DistillationSettings):
     kind: Literal["pad_net"] = Field("pad_net", description="preliminary predictions, then each task asks the others")
 
+    @property
+    def shares_feature(self) -> bool:
+        return True
+
 
 class PADNet(Decoder):
     Settings = PADNetSettings
@@ -55,7 +59,7 @@ class PADNet(Decoder):
         own = zip(self.tasks, self.heads, self.distillation(features_T))
         predictions = {task.name: to_input(head(x_BChw), self.size_hw) for task, head, x_BChw in own}
         intermediate = Intermediate("preliminary", self.settings.prediction_weight, first)
-        return Output(predictions, intermediate=[intermediate])
+        return Output(predictions, intermediate=[intermediate], feature=a_BChw)
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.preliminary.own_parameters()

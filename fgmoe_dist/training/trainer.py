@@ -65,7 +65,7 @@ class Trainer:
         self.model: Model = create_model(config, self.samples.info).to(ranks.device)
         self.samples.check(config, self.model.encoder)
         self.engine: Engine = module.create_engine(self.model.decoder, config)
-        self.weighing = create_weighing(config, self.samples.count, self.model.decoder)
+        self.weighing = create_weighing(config, self.samples.count, self.model.decoder, self.engine.accumulation)
         self.eval_transform = EvalTransform(config.data.image_size, self.model.encoder.mean, self.model.encoder.std)
         # Asked now, in the precision that the engine has given it: a kernel that cannot run here ends no training.
         self.notes: list[str] = self.model.decoder.notes()
@@ -94,18 +94,26 @@ class Trainer:
         start, wait, sums, counts, batches = time.perf_counter(), 0.0, {}, {}, []
         accumulation = self.engine.accumulation
         self.weighing.begin(self.step)
+        if self.weighing.looks_ahead and accumulation > 1:
+            asked = time.perf_counter()
+            batches = [next(self._batches) for _ in range(accumulation)]
+            wait += time.perf_counter() - asked
+            self._look_again(batches, self.weighing.look_ahead)
         for part in range(accumulation):
             asked = time.perf_counter()
             with self.stage("data"):
-                batch = next(self._batches)
+                batch = batches[part] if part < len(batches) else next(self._batches)
             wait += time.perf_counter() - asked
-            batches.append(batch if self.weighing.looks_back else None)
+            batches += [batch] if part == len(batches) and self.weighing.looks_back else []
             self._seed_noise(part)
             with self.stage("encoder"):
                 levels = self._levels(batch)
             with self.stage("forward"):
-                losses, auxiliary = self.losses(self.engine(levels), batch)
-            weighed = self.weighing.backward(auxiliary.losses.values(), 1 / accumulation, last=part == accumulation - 1)
+                output = self.engine(levels)
+                losses, auxiliary = self.losses(output, batch)
+            weighed = self.weighing.backward(
+                auxiliary.losses.values(), 1 / accumulation, part == accumulation - 1, output.feature
+            )
             with self.stage("backward"), weighed:
                 self.engine.backward(losses["total"])
             with self.stage("update"):
@@ -115,18 +123,18 @@ class Trainer:
         norm = self.engine.grad_norm
         self._check_finite(norm, sums)
         if self.weighing.looks_back:
-            self._look_back(batches)
+            self._look_again(batches, self.weighing.look_back)
         self.step += 1
         self.model.decoder.after_step(counts)
         return StepReport(sums, counts, self.weighing.finish(), norm, lr, time.perf_counter() - start, wait)
 
     @torch.no_grad()
-    def _look_back(self, batches: list[dict]) -> None:
-        """Tells the weighting method the losses of the step's batch once more, by the weights that came of it."""
+    def _look_again(self, batches: list[dict], tell: Callable[[list[Tensor], float], None]) -> None:
+        """Tells the weighting method the losses of the step's batch by the weights as they are now."""
         for part, batch in enumerate(batches):
             self._seed_noise(part)
             _, whole_T = self._task_losses(self.model.decoder(self._levels(batch)), batch)
-            self.weighing.look_back(whole_T, 1 / len(batches))
+            tell(whole_T, 1 / len(batches))
 
     def _seed_noise(self, part: int) -> None:
         """Noise belongs to the images, so that a resumed run draws it as the unbroken one, on any number of ranks.
@@ -184,7 +192,7 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
         sums[name] = sums.get(name, 0) + value
 
 
-def create_weighing(config: Config, samples: int, decoder: Decoder) -> Weighing:
+def create_weighing(config: Config, samples: int, decoder: Decoder, accumulation: int = 1) -> Weighing:
     """The weighting method of a run over a training set of so many samples. UserError if the decoder does not fit."""
     train, tasks, shared = config.train, config.tasks, decoder.shared_parameters()
     around = Around(tuple(tasks), max(1, samples // train.batch_size), config.run.seed)
@@ -194,6 +202,21 @@ def create_weighing(config: Config, samples: int, decoder: Decoder) -> Weighing:
             f"train.weighting.kind={train.weighting.kind}: decoder.kind={config.decoder.kind} has no parameters that"
             " several tasks share; choose a method that weighs losses, uncertainty or dwa"
         )
+    if getattr(train.weighting, "at", "") == "features":
+        _check_features(config, accumulation)
     seen = {id(parameter) for parameter in shared}
     others = [p for p in decoder.parameters() if p.requires_grad and id(p) not in seen]
     return Weighing(method, [train.loss_weights.get(task, 1.0) for task in tasks], shared, others)
+
+
+def _check_features(config: Config, accumulation: int) -> None:
+    if not config.decoder.shares_feature:
+        raise UserError(
+            f"train.weighting.at=features: decoder.kind={config.decoder.kind}, as it is set, has no one feature that"
+            " all tasks read; set it to parameters"
+        )
+    if accumulation > 1:
+        raise UserError(
+            f"train.weighting.at=features: a step of {accumulation} micro-batches a rank never has the whole batch's"
+            " feature; raise train.micro_batch_size, use more ranks, or set it to parameters"
+        )

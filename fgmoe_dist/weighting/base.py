@@ -5,7 +5,8 @@ and its class. `train.loss_weights` multiply the losses first; all that a method
 
 A step goes through a method like this:
 
-    weights         factors f_t of the losses, known before the step; sum_t f_t w_t L_t is what is differentiated
+    weights         factors f_t of the losses, known before the step; sum_t f_t w_t L_t is what is differentiated.
+                    With `needs_losses_before` they may depend on the losses of the step's own batch
     coefficients    with `needs_gradients`: c_t, so that the parameters which several tasks reach get sum_t c_t g_t,
                     g_t being the gradient of f_t w_t L_t there; parameters of one task only keep their own gradient,
                     unless the method `weighs_others`
@@ -21,8 +22,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from fgmoe_dist.settings import Section
@@ -32,6 +34,16 @@ class WeightingSettings(Section):
     """The section `train.weighting` of a configuration. A method's own derives from it and fixes `kind`."""
 
     kind: str
+
+
+class GradientSettings(WeightingSettings):
+    """Of a method with `needs_gradients` that leaves a task's own parameters alone."""
+
+    at: Literal["parameters", "features"] = Field(
+        "parameters",
+        description="where gradients are taken. parameters: at those that several tasks share; features: at the one"
+        " feature that all tasks read, cheaper, and what is behind it gets the plain sum",
+    )
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Weighting:
     Settings: ClassVar[type[WeightingSettings]]
     needs_losses: ClassVar[bool] = False  # one small exchange per step
     needs_gradients: ClassVar[bool] = False  # T + 1 backward passes to the shared parameters, and their memory
+    needs_losses_before: ClassVar[bool] = False  # one more forward pass, where a step has several micro-batches
     needs_losses_after: ClassVar[bool] = False  # a second forward pass over the step's batch
     weighs_others: ClassVar[bool] = False  # c_t for a task's own parameters as well, at the same cost for each of them
     constant: ClassVar[bool] = False  # nothing to log
@@ -69,6 +82,10 @@ class Weighting:
     def weights(self, step: int) -> Sequence[float]:
         """f_T of step `step`, from the method's state alone."""
         return [1.0] * self.tasks
+
+    def weights_of(self, step: int, losses_T: Sequence[float]) -> Sequence[float]:
+        """f_T where this batch's w_t L_t have a part in them. Asked of a method with `needs_losses_before`."""
+        return self.weights(step)
 
     def coefficients(self, seen: Seen) -> Sequence[float]:
         """c_T of this step's gradients. Asked once per step, of a method with `needs_gradients`."""

@@ -15,10 +15,10 @@ from typing import Callable, Literal
 import numpy as np
 from pydantic import Field
 
-from fgmoe_dist.weighting.base import Seen, Weighting, WeightingSettings
+from fgmoe_dist.weighting.base import GradientSettings, Seen, Weighting
 
 
-class CAGradSettings(WeightingSettings):
+class CAGradSettings(GradientSettings):
     kind: Literal["cagrad"] = Field("cagrad", description="how the tasks' losses or gradients are weighed")
     c: float = Field(0.5, ge=0, lt=1, description="how far from the mean gradient, in its lengths")
 

@@ -113,6 +113,37 @@ class TaskGradients:
         ]
 
 
+class FeatureGradients:
+    """The same at one feature that every task reads, for a step of one micro-batch.
+
+    Inner products are of the whole batch's feature: those of each image's part, added up over images and ranks.
+    """
+
+    def __init__(self, feature: Tensor, losses_T: Sequence[Tensor]):
+        found = (torch.autograd.grad(loss, feature, retain_graph=True, allow_unused=True)[0] for loss in losses_T)
+        self.feature = feature
+        self.gradients_T = [torch.zeros_like(feature) if gradient is None else gradient for gradient in found]
+
+    def gram(self) -> Tensor:
+        """`[T, T]` inner products, float64 on the CPU; a collective."""
+        rows = torch.stack([gradient.flatten() for gradient in self.gradients_T]).double()
+        gram_TT = rows @ rows.T
+        if dist.is_initialized():
+            dist.all_reduce(gram_TT)
+            gram_TT /= dist.get_world_size() ** 2  # a rank's loss is its share of the mean over ranks
+        return gram_TT.cpu()
+
+    @contextlib.contextmanager
+    def weighed(self, coefficients_T: Sequence[float]) -> Iterator[None]:
+        """In a backward pass within, sum_t c_t g_t goes on from the feature, and what else arrives as it is."""
+        changes = [(c - 1) * gradient for c, gradient in zip(coefficients_T, self.gradients_T)]
+        handle = self.feature.register_hook(lambda arriving: arriving + sum(changes))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
 @contextlib.contextmanager
 def substituted(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor] | None) -> Iterator[None]:
     """In a backward pass within, `parameters` get `gradients` in place of what would arrive; None: zeros."""

@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fgmoe_dist.weighting.base import Seen, Weighting, WeightingSettings
+from fgmoe_dist.weighting.base import GradientSettings, Seen, Weighting
 
 
-class IMTLSettings(WeightingSettings):
+class IMTLSettings(GradientSettings):
     kind: Literal["imtl"] = Field("imtl", description="how the tasks' losses or gradients are weighed")
 
 

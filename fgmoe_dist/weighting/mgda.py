@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fgmoe_dist.weighting.base import Seen, Weighting, WeightingSettings
+from fgmoe_dist.weighting.base import GradientSettings, Seen, Weighting
 
 
-class MGDASettings(WeightingSettings):
+class MGDASettings(GradientSettings):
     kind: Literal["mgda"] = Field("mgda", description="how the tasks' losses or gradients are weighed")
 
 

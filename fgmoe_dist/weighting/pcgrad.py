@@ -18,10 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fgmoe_dist.weighting.base import Seen, Weighting, WeightingSettings
+from fgmoe_dist.weighting.base import GradientSettings, Seen, Weighting
 
 
-class PCGradSettings(WeightingSettings):
+class PCGradSettings(GradientSettings):
     kind: Literal["pcgrad"] = Field("pcgrad", description="how the tasks' losses or gradients are weighed")
 
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from fgmoe_dist.weighting.adam import Adam
 from fgmoe_dist.weighting.base import Around, Seen, Weighting, WeightingSettings
 
 FIRST_S = -0.5
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's own defaults (arXiv 1412.6980)
 
 
 class UncertaintySettings(WeightingSettings):
@@ -36,25 +36,21 @@ class Uncertainty(Weighting):
 
     def __init__(self, settings: UncertaintySettings, around: Around):
         super().__init__(settings, around)
-        self.s_T, self.steps = [FIRST_S] * self.tasks, 0
-        self.first_T, self.second_T = [0.0] * self.tasks, [0.0] * self.tasks  # Adam's moments
+        self.adam = Adam([FIRST_S] * self.tasks, settings.lr)
+
+    @property
+    def s_T(self) -> list[float]:
+        return self.adam.values
 
     def weights(self, step: int) -> list[float]:
         return [0.5 * math.exp(-s) for s in self.s_T]
 
     def after_step(self, seen: Seen) -> None:
-        self.steps += 1
-        rate = self.settings.lr * math.sqrt(1 - BETA_2**self.steps) / (1 - BETA_1**self.steps)
-        epsilon = EPSILON * math.sqrt(1 - BETA_2**self.steps)
-        for t, loss in enumerate(seen.losses_T):
-            gradient = 0.5 - 0.5 * loss * math.exp(-self.s_T[t])
-            self.first_T[t] += (1 - BETA_1) * (gradient - self.first_T[t])
-            self.second_T[t] += (1 - BETA_2) * (gradient**2 - self.second_T[t])
-            self.s_T[t] -= rate * self.first_T[t] / (math.sqrt(self.second_T[t]) + epsilon)
+        self.adam.step([0.5 - 0.5 * loss * math.exp(-s) for loss, s in zip(seen.losses_T, self.s_T)])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"s": list(self.s_T), "first": list(self.first_T), "second": list(self.second_T), "steps": self.steps}
+        state = self.adam.state_dict()
+        return {"s": state.pop("values"), **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.s_T, self.first_T, self.second_T = (list(state[name]) for name in ("s", "first", "second"))
-        self.steps = state["steps"]
+        self.adam.load_state_dict({"values": state["s"], **state})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fgmoe_dist.weighting.gradients import TaskGradients, substituted
+from fgmoe_dist.weighting.gradients import FeatureGradients, TaskGradients, substituted
 
 TASKS, PARTS = 3, 2
 
@@ -111,3 +111,26 @@ def test_hooks_are_gone_after_the_backward_pass():
     losses, _ = model.losses(0)
     sum(losses).backward()
     assert model.trunk_IO.grad.any()
+
+
+@pytest.mark.parametrize("coefficients", [[1.0, 1.0, 1.0], [2.0, 0.0, -0.5]])
+def test_at_a_feature_what_is_before_it_gets_the_combination_and_what_is_behind_the_plain_sum(coefficients):
+    model, plain = Small(), Small()
+    x_I = torch.randn(5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def losses(of: Small):
+        feature_O = (of.scale * x_I @ of.trunk_IO).tanh()
+        return feature_O, list((of.heads_TO @ feature_O - 1).square()), 0.1 * of.trunk_IO.square().sum()
+
+    feature_O, losses_T, auxiliary = losses(model)
+    at = FeatureGradients(feature_O, losses_T)
+    # The gradient of (h . f - 1)^2 by f is 2 (h . f - 1) h.
+    rows = 2 * (model.heads_TO @ feature_O - 1)[:, None] * model.heads_TO
+    torch.testing.assert_close(at.gram(), (rows @ rows.T).detach())
+    with at.weighed(coefficients):
+        (sum(losses_T) + auxiliary).backward()
+    _, plain_T, auxiliary = losses(plain)
+    (sum(c * loss for c, loss in zip(coefficients, plain_T)) + auxiliary).backward()
+    torch.testing.assert_close(model.trunk_IO.grad, plain.trunk_IO.grad)
+    expected = torch.autograd.grad(sum(losses(plain)[1]), plain.heads_TO)[0]
+    torch.testing.assert_close(model.heads_TO.grad, expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgmoe_dist.weighting import WEIGHTING, create_weighting
+from fgmoe_dist.weighting.adam import Adam
 from fgmoe_dist.weighting.base import Around, Seen, Weighting
 from fgmoe_dist.weighting.cagrad import averse
+from fgmoe_dist.weighting.conflict_routing import routed
 from fgmoe_dist.weighting.imtl import impartial
 from fgmoe_dist.weighting.mgda import shortest
+from fgmoe_dist.weighting.nash import bargain, solve
 from fgmoe_dist.weighting.pcgrad import surgery
 from fgmoe_dist.weighting.weighing import Weighing
 
@@ -32,7 +36,7 @@ def method(kind: str, epoch_steps: int = 2, seed: int = 5, **settings) -> Weight
 
 def seen(step: int, losses_T) -> Seen:
     gram_TT = torch.tensor([[2.0, -1.0, -0.5], [-1.0, 3.0, -0.1], [-0.5, -0.1, 0.4]], dtype=torch.float64)
-    return Seen(step, losses_T, gram_TT)
+    return Seen(step, losses_T, gram_TT, [0.9 * loss for loss in losses_T])
 
 
 def test_fixed_is_always_one():
@@ -219,7 +223,114 @@ def test_imtl_projects_alike_onto_every_gradient(tasks):
         assert c_T == pytest.approx(lengths_T[::-1] / lengths_T.sum())
 
 
-@pytest.mark.parametrize("combine", [shortest, impartial, lambda gram: averse(gram, 0.5)])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adam_is_torchs(decay):
+    values = torch.tensor([0.3, -2.0, 1.0], dtype=torch.float64, requires_grad=True)
+    ours, theirs = Adam(values.tolist(), 0.03, decay), torch.optim.Adam([values], lr=0.03, weight_decay=decay)
+    for step in range(20):
+        values.grad = torch.tensor([math.sin(step), 5.0, -1e-3 * step], dtype=torch.float64)
+        ours.step(values.grad.tolist())
+        theirs.step()
+        assert ours.values == pytest.approx(values.tolist(), rel=1e-12)
+
+
+def test_gradnorm_learns_as_torch_differentiates_the_papers_objective():
+    gradnorm, norms_T = method("gradnorm", alpha=1.5, lr=0.05), torch.tensor([4.0, 0.5, 1.0], dtype=torch.float64)
+    p_T = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([p_T], lr=0.05)
+    for step, losses in enumerate(LOSSES):
+        factors_T = torch.tensor(gradnorm.weights(step), dtype=torch.float64)
+        gram_TT = torch.diag((factors_T * norms_T) ** 2)  # of the weighed losses
+        gradnorm.after_step(Seen(step, losses, gram_TT))
+        adam.zero_grad()
+        mine_T = 3 * p_T.softmax(0) * norms_T
+        paces_T = torch.tensor(losses, dtype=torch.float64) / torch.tensor(LOSSES[0], dtype=torch.float64)
+        target_T = (mine_T.mean() * (paces_T / paces_T.mean()) ** 1.5).detach()
+        (mine_T - target_T).abs().sum().backward()
+        adam.step()
+        assert gradnorm.adam.values == pytest.approx(p_T.tolist(), rel=1e-9, abs=1e-12)
+        assert sum(gradnorm.weights(step)) == pytest.approx(3)
+
+
+def test_gradnorm_of_tasks_that_learn_alike_evens_their_gradients():
+    gradnorm, norms_T = method("gradnorm", lr=0.02), np.array([4.0, 1.0, 2.0])
+    for step in range(600):
+        factors_T = np.array(gradnorm.weights(step))
+        gradnorm.after_step(Seen(step, [1.0, 1.0, 1.0], torch.diag(torch.from_numpy((factors_T * norms_T) ** 2))))
+    even_T = 3 * (1 / norms_T) / (1 / norms_T).sum()
+    assert gradnorm.weights(600) == pytest.approx(even_T, rel=0.05)
+
+
+def test_famo_by_hand():
+    famo = method("famo", lr=0.1, weight_decay=0.0)
+    assert famo.weights_of(0, [2.0, 0.5, 1.0]) == pytest.approx([1 / 7, 4 / 7, 2 / 7])  # 1 / L, their sum 1
+    w_T = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([w_T], lr=0.1)
+    for step, (before, after) in enumerate(pairwise(LOSSES)):
+        famo.after_step(Seen(step, before, None, after))
+        adam.zero_grad()
+        gains_T = torch.tensor(before).double().log() - torch.tensor(after).double().log()
+        torch.autograd.backward(w_T.softmax(0), gains_T)  # the vector-Jacobian product
+        adam.step()
+        assert famo.adam.values == pytest.approx(w_T.tolist(), rel=1e-5)
+    z_T = w_T.softmax(0)
+    shares_T = z_T / torch.tensor([3.0, 1.0, 2.0]).double()
+    assert famo.weights_of(9, [3.0, 1.0, 2.0]) == pytest.approx((shares_T / shares_T.sum()).tolist(), rel=1e-5)
+
+
+def test_famo_of_equal_losses_that_fall_alike_is_equal_weights():
+    famo = method("famo")
+    for step in range(5):
+        famo.after_step(Seen(step, [1.0, 1.0, 1.0], None, [0.5, 0.5, 0.5]))
+    assert famo.weights_of(5, [2.0, 2.0, 2.0]) == pytest.approx([1 / 3] * 3)
+    assert np.isfinite(famo.weights_of(5, [0.0, 2.0, 2.0])).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
+def test_nash_bargains_to_its_equation(seed, tasks):
+    g_TP = np.random.default_rng(seed).normal(size=(tasks, tasks + 2)) * np.logspace(-2, 2, tasks)[:, None]
+    gram_TT = g_TP @ g_TP.T
+    alpha_T = solve(gram_TT / np.linalg.norm(gram_TT))
+    assert (alpha_T > 0).all()
+    assert gram_TT / np.linalg.norm(gram_TT) @ alpha_T * alpha_T == pytest.approx(np.ones(tasks), rel=1e-9)
+
+
+def test_nash_in_closed_form():
+    assert solve(np.array([[4.0]])) == pytest.approx([1 / 2])  # T = 1: 1 / ||g||
+    assert solve(np.diag([4.0, 25.0])) == pytest.approx([1 / 2, 1 / 5])  # at right angles
+    assert solve(np.array([[2.0, 1.0], [1.0, 2.0]])) == pytest.approx([3**-0.5] * 2)  # 2 a + a = 1 / a
+    assert bargain(np.diag([4.0, 25.0]), rescale=True) == pytest.approx([10 / 7, 4 / 7])
+    assert bargain(np.diag([4.0, 0.0]), rescale=True) == pytest.approx([1, 1])
+    assert np.isfinite(solve(np.array([[1.0, -1.0], [-1.0, 1.0]]) + 1e-9 * np.eye(2))).all()  # full conflict
+
+
+def test_nash_keeps_its_weights_between_bargains():
+    nash = method("nash", every=3)
+    first = nash.coefficients(seen(0, LOSSES[0]))
+    other = Seen(1, LOSSES[0], torch.diag(torch.tensor([1.0, 2.0, 3.0]).double()))
+    assert nash.coefficients(other) == first != nash.coefficients(Seen(3, LOSSES[0], other.gram_TT))
+
+
+def test_conflict_routing_in_closed_form():
+    assert routed(np.diag([4.0, 9.0, 1.0]), 1.0) == pytest.approx([1, 1, 1])  # nobody is in conflict
+    assert routed(np.array([[4.0, -1.0], [-1.0, 9.0]]), 2.0) == pytest.approx([1, 1])  # two disagree alike
+    # The third is against both, which agree: mean cosines (1 - 1) / 2, (1 - 1) / 2 and -1.
+    rows = np.array([[1.0], [2.0], [-3.0]])
+    powers = np.array([1.0, 1.0, math.exp(-1)])
+    assert routed(rows @ rows.T, 1.0) == pytest.approx(3 * powers / powers.sum())
+    assert routed(rows @ rows.T, 0.0) == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        shortest,
+        impartial,
+        lambda gram: averse(gram, 0.5),
+        lambda gram: bargain(gram, True),
+        lambda gram: routed(gram, 1.0),
+    ],
+)
 def test_tasks_without_gradients_break_nothing(combine):
     g_TP = gradients(3, 5, 1)
     g_TP[1] = 0
@@ -228,10 +339,11 @@ def test_tasks_without_gradients_break_nothing(combine):
     assert np.isfinite(combine(np.ones((3, 3)))).all()  # all the same
 
 
-@pytest.mark.parametrize("kind", ["mgda", "cagrad", "imtl"])
+@pytest.mark.parametrize("kind", ["mgda", "cagrad", "imtl", "nash", "conflict_routing"])
 def test_nothing_is_solved_for_gradients_that_are_not_finite(kind):
     """The step that they come from ends the run with a line of its own."""
     gram_TT = torch.full((3, 3), math.inf, dtype=torch.float64)
     gradients = SimpleNamespace(average=lambda: None, gram=lambda: gram_TT, combine=list)
     asked = SimpleNamespace(gradients=gradients, method=method(kind), _seen=Seen(0), _factors_T=[1.0] * 3)
+    asked._coefficients = lambda gram_TT: Weighing._coefficients(asked, gram_TT)
     assert Weighing._combine(asked) == [1.0, 1.0, 1.0]

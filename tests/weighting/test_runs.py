@@ -26,7 +26,10 @@ METHODS = {
     "dwa": dict(train__weighting__kind="dwa", train__weighting__every=1),
     "pcgrad": dict(train__weighting__kind="pcgrad"),
 }
-MORE = {kind: dict(train__weighting__kind=kind) for kind in ("rlw", "mgda", "cagrad", "imtl")}
+MORE = {
+    kind: dict(train__weighting__kind=kind)
+    for kind in ("rlw", "mgda", "cagrad", "imtl", "nash", "gradnorm", "famo", "conflict_routing")
+}
 LAYOUTS = [
     dict(world=1, parallel__zero_stage=2, train__micro_batch_size=4),
     dict(world=2, parallel__zero_stage=2, parallel__ep_size=2),
@@ -64,12 +67,24 @@ def test_experts_that_all_tasks_share_are_weighed_too_wherever_they_live(runs):
         assert two[name] == pytest.approx(values, rel=2e-4), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["multi_task", "fgmoe"])
+def test_at_the_feature_all_layouts_of_one_micro_batch_a_rank_agree(runs, decoder):
+    features = {**FEW, "train__weighting__kind": "cagrad", "train__weighting__at": "features", "decoder__kind": decoder}
+    one = curves(runs.train("one", 1, train__micro_batch_size=4, **features))
+    ep_size = 2 if decoder == "fgmoe" else 1
+    two = curves(runs.train("two", 2, train__micro_batch_size=2, parallel__ep_size=ep_size, **features))
+    assert any(len(set(values)) > 2 for name, values in one.items() if name.startswith("weight/"))
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, rel=2e-4), name
+
+
 # An epoch of two steps is under way where the run breaks.
 LONG = METHODS["dwa"] | {"train__weighting__every": 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [LONG, *METHODS.values()])
+@pytest.mark.parametrize("settings", [LONG, *METHODS.values(), MORE["famo"], MORE["gradnorm"], MORE["nash"]])
 def test_a_resumed_run_is_the_unbroken_one(runs, settings):
     unbroken = runs.train("unbroken", 2, parallel__ep_size=2, **FEW, **settings)
     runs.train("broken", 2, parallel__ep_size=2, **{**FEW, "train__steps": BREAK}, **settings)
@@ -185,3 +200,23 @@ def test_a_decoder_that_shares_nothing_has_no_gradients_to_weigh():
     config = build_config({"train": {"weighting": {"kind": "pcgrad"}}})
     with pytest.raises(UserError, match=r"kind=pcgrad: decoder.kind=fgmoe has no parameters that several tasks share"):
         create_weighing(config, 8, SimpleNamespace(shared_parameters=lambda: [], parameters=lambda: []))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "accumulation", "message"),
+    [
+        ({"kind": "mlore"}, 1, "at=features: decoder.kind=mlore, as it is set, has no one feature"),
+        ({"kind": "fgmoe", "level_weights": True}, 1, "decoder.kind=fgmoe, as it is set, has no one feature"),
+        ({"kind": "multi_task"}, 2, "at=features: a step of 2 micro-batches a rank never has the whole batch's"),
+    ],
+)
+def test_a_feature_that_is_not_there_is_told(decoder, accumulation, message):
+    from fgmoe_dist.training.trainer import create_weighing
+
+    weighting = {"kind": "mgda", "at": "features"}
+    config = build_config({"decoder": decoder, "train": {"weighting": weighting}})
+    parameter = SimpleNamespace(requires_grad=True)
+    with pytest.raises(UserError, match=message):
+        create_weighing(
+            config, 8, SimpleNamespace(shared_parameters=lambda: [parameter], parameters=lambda: []), accumulation
+        )
