@@ -1,4 +1,6 @@
-"""FGMoE with every kind of expert, router and gate of experts/: trained, planned, exported, and on ranks as on one."""
+"""FGMoE with every kind of expert, router and gate of experts/, and with every part around them that can be chosen:
+trained, planned, exported, and on ranks as on one.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tests.export.models import checkpoint_state, moved
 from tests.runs import losses
 
 SHARED = {"bank": "shared", "count": 4, "split": 2, "top_k": 2}
-SETTINGS = {
+EXPERTS = {
     "conv_lora": {"kind": "conv_lora", "router": "image"},
     "rank_one": {"kind": "rank_one", "count": 4, "split": 2, "hidden": 2, "top_k": 8, "gate_scale": 8.0},
     "rank_one_shared": {"kind": "rank_one", "hidden": 2, **SHARED},
@@ -30,12 +32,17 @@ SETTINGS = {
     "closed": {**SHARED, "closed_share": 0.5, "balance_losses": {"mutual_information": 0.01}},
     "gates": {"router_init": "zero", "gate_scale": 2.0, "balance_losses": {"importance": 0.01, "load": 0.01}},
 }
+AROUND = {
+    "offsets": {"mixer_offsets": "channel"},
+}
+SETTINGS = {name: {"experts": experts} for name, experts in EXPERTS.items()}
+SETTINGS |= {name: {"decoder": decoder} for name, decoder in AROUND.items()}
 every_setting = pytest.mark.parametrize("name", SETTINGS)
 
 
 @every_setting
 def test_every_weight_learns_and_is_one_task_s_or_shared(name):
-    decoder = tiny_decoder("fgmoe", {"experts": SETTINGS[name]})
+    decoder = tiny_decoder("fgmoe", SETTINGS[name])
     output = decoder(levels())
     losses_T = task_losses(decoder.tasks, output, labels(decoder))[1]
     total = sum(losses_T) + sum(weight * loss for weight, loss in decoder.auxiliary(output).losses.values())
@@ -53,7 +60,7 @@ def test_every_weight_learns_and_is_one_task_s_or_shared(name):
 
 @every_setting
 def test_a_plan_counts_it(name):
-    config = configuration("fgmoe", {**SHORT, "experts": SETTINGS[name]})
+    config = configuration("fgmoe", {**SHORT, **SETTINGS[name]})
     found, model = count(config), create_model(config, AnyNYUD)
     counts = parameter_counts(model.decoder, model.encoder, 1)
     assert found.expert_parameters == counts["routed"]
@@ -64,7 +71,8 @@ def test_a_plan_counts_it(name):
 @pytest.mark.slow
 @every_setting
 def test_an_exported_program_predicts_as_the_model(name, tmp_path):
-    config = configuration("fgmoe", {**SHORT, "experts": {"kernel": "reference", **SETTINGS[name]}})
+    experts = {"kernel": "reference", **SETTINGS[name].get("experts", {})}
+    config = configuration("fgmoe", {**SHORT, **SETTINGS[name], "experts": experts})
     state = checkpoint_state(config)
     model = moved(create_model(config, state))
     convert_model(model, state, "pt2")(tmp_path / "model.pt2")
@@ -76,7 +84,12 @@ def test_an_exported_program_predicts_as_the_model(name, tmp_path):
 @every_setting
 def test_ranks_train_what_one_does_and_go_on_elsewhere(name, runs):
     own = {f"decoder__{key}": value for key, value in settings_of("fgmoe").items()}
-    own |= {f"experts__{key}": value for key, value in SETTINGS[name].items() if not isinstance(value, dict)}
+    own |= {
+        f"{section}__{key}": value
+        for section, values in SETTINGS[name].items()
+        for key, value in values.items()
+        if not isinstance(value, dict)
+    }
     alike = {**own, "train__checkpoint_every": 2, "train__steps": 4, "train__micro_batch_size": 2}
     lines = runs.train("apart", 2, **alike, parallel__ep_size=2)
     together = runs.train("together", 2, **alike, parallel__ep_size=1)

@@ -5,6 +5,7 @@ Legend: B images, C channels, h x w grid, T tasks, N tokens, S shared experts, G
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from fgmoe_dist.decoders.base import parameter_counts
 from fgmoe_dist.decoders.parts.aggregator import Aggregator
 from fgmoe_dist.decoders.parts.block import FGMoEBlock
 from fgmoe_dist.decoders.parts.heads import Head
-from fgmoe_dist.decoders.parts.mixer import DeformableConv1x1, deformable_mixer
+from fgmoe_dist.decoders.parts.mixer import ChannelOffsets, DeformableConv1x1, deformable_mixer
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.balance import auxiliary_losses
 from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
@@ -128,10 +129,60 @@ def test_offsets_learn():
     assert layer.offset.weight.grad.abs().max() > 0
 
 
+def offsets_of_each_channel(layer: ChannelOffsets, x_BChw: torch.Tensor) -> torch.Tensor:
+    """By its definition: positions cell by cell, two convolutions in the place of a grouped one. `[B, C, 2, h, w]`."""
+    h, w = x_BChw.shape[-2:]
+    near = F.conv2d(x_BChw, layer.shift.weight, layer.shift.bias, padding=1)
+    for tap in range(9):
+        for row in range(h):
+            for column in range(w):
+                near[:, tap, row, column] += row + 1 + tap // 3 - 1
+                near[:, 9 + tap, row, column] += column + 1 + tap % 3 - 1
+    weights, biases = layer.spread.weight.chunk(2), layer.spread.bias.chunk(2)
+    halves = [F.conv2d(x, weight, bias, padding=1) for x, weight, bias in zip(near.chunk(2, 1), weights, biases)]
+    return torch.cat(halves, 1).unflatten(1, (-1, 2))
+
+
+def interpolated(x_hw: torch.Tensor, row: float, column: float) -> torch.Tensor:
+    """Bilinear, with zeros outside."""
+    total, top, left = torch.zeros((), dtype=x_hw.dtype), math.floor(row), math.floor(column)
+    for r in (top, top + 1):
+        for c in (left, left + 1):
+            if 0 <= r < len(x_hw) and 0 <= c < len(x_hw[0]):
+                total = total + (1 - abs(row - r)) * (1 - abs(column - c)) * x_hw[r, c]
+    return total
+
+
+def test_each_channel_is_sampled_at_its_own_offset():
+    layer, x = DeformableConv1x1(C, "channel").double(), torch.randn(2, C, 3, 5).double()
+    nn.init.normal_(layer.offset.shift.weight, std=0.1)
+    offset_BC2hw = offsets_of_each_channel(layer.offset, x)
+    sampled = torch.zeros_like(x)
+    for b, c, row, column in np.ndindex(*x.shape):
+        right, down = offset_BC2hw[b, c, :, row, column].tolist()
+        sampled[b, c, row, column] = interpolated(x[b, c], row + down, column + right)
+    assert 0.1 < (sampled != 0).double().mean() < 0.9, "some look outside, some do not"
+    close(layer(x), F.conv2d(sampled, layer.mix.weight, layer.mix.bias), 1e-10)
+
+
+def test_channels_look_elsewhere_at_first_by_their_place_alone():
+    layer = ChannelOffsets(C)
+    first, second = layer(torch.randn(2, C, 5, 7))
+    assert torch.equal(first, second) and first.unflatten(0, (C, 2)).std(0).min() > 0.01
+    layer(torch.randn(1, C, 5, 7)).square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("offsets", ["shared", "channel"])
+def test_places_are_not_rounded_to_bf16(offsets):
+    layer, x = DeformableConv1x1(C, offsets), torch.randn(1, C, 2, 300)
+    close(layer.bfloat16()(x.bfloat16()), layer.float()(x.bfloat16().float()), 0.02)
+
+
 def test_no_mixer_layers_leave_the_feature_alone():
     x = torch.randn(1, C, 3, 4)
     assert torch.equal(deformable_mixer(C, 0)(x), x)
-    assert deformable_mixer(C, 2)(x).shape == x.shape
+    assert deformable_mixer(C, 2)(x).shape == deformable_mixer(C, 2, "channel")(x).shape == x.shape
 
 
 def test_a_head_resizes_to_the_input_and_answers_in_fp32():
