@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fgmoe_dist.decoders.base import Auxiliary, Levels, Output, Routed, Surroundings
-from fgmoe_dist.decoders.parts.aggregator import Aggregator
+from fgmoe_dist.decoders.parts.aggregator import feature_aggregator
 from fgmoe_dist.decoders.parts.block import FGMoEBlock
 from fgmoe_dist.decoders.parts.frame import Framed, FrameSettings
 from fgmoe_dist.decoders.parts.recompute import run
@@ -52,6 +52,13 @@ class FGMoESettings(FrameSettings):
                 f" experts (experts.count x experts.split, as run.seed={around.seed} draws them), fewer than"
                 f" experts.top_k={experts.top_k}; lower one of them"
             )
+        if self.aggregator != "linear":
+            found += [
+                f"decoder.{key}={value}: belongs to projections that decoder.aggregator={self.aggregator} has not; set"
+                " decoder.aggregator=linear"
+                for key, value in (("adapter_rank", self.adapter_rank), ("level_weights", self.level_weights))
+                if value
+            ]
         return found + super().conflicts(around)
 
     def routed(self, around: Surroundings) -> Routed:
@@ -74,8 +81,8 @@ class FGMoE(Framed):
 
     def create_aggregator(self, level_channels: Sequence[int]) -> nn.Module:
         settings = self.settings
-        own = settings.adapter_rank, settings.level_weights
-        return Aggregator(level_channels, settings.channels, len(self.tasks), *own)
+        own = {"adapter_rank": settings.adapter_rank, "level_weights": settings.level_weights}
+        return feature_aggregator(settings.aggregator, level_channels, settings.channels, len(self.tasks), **own)
 
     def create_block(self, block: int, around: Surroundings) -> FGMoEBlock:
         channels, tasks = self.settings.channels, len(self.tasks)

@@ -34,6 +34,7 @@ EXPERTS = {
 }
 AROUND = {
     "offsets": {"mixer_offsets": "channel"},
+    "convolutions": {"aggregator": "conv", "head_channels": 8},
 }
 SETTINGS = {name: {"experts": experts} for name, experts in EXPERTS.items()}
 SETTINGS |= {name: {"decoder": decoder} for name, decoder in AROUND.items()}

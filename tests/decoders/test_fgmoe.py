@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.decoders.base import parameter_counts
-from fgmoe_dist.decoders.parts.aggregator import Aggregator
+from fgmoe_dist.decoders.parts.aggregator import Aggregator, ConvAggregator
 from fgmoe_dist.decoders.parts.block import FGMoEBlock
 from fgmoe_dist.decoders.parts.heads import Head
 from fgmoe_dist.decoders.parts.mixer import ChannelOffsets, DeformableConv1x1, deformable_mixer
@@ -94,6 +94,29 @@ def test_an_adapter_starts_at_nothing_and_is_a_low_rank_projection_of_each_task(
         product_CK = up_Cr @ down_RK[rank * t : rank * (t + 1)]
         extra = F.conv2d(resized(maps), product_CK[:, :, None, None])
         close(own[t], normed(project_concatenation(aggregator, maps) + extra, aggregator.norm), 1e-4)
+
+
+def convolved(x_BChw: torch.Tensor, layers: nn.Sequential) -> torch.Tensor:
+    """Twice: a 3x3 convolution as nine shifted 1x1 ones, norm, ReLU."""
+    h, w = x_BChw.shape[-2:]
+    for conv, norm in (layers[0:2], layers[3:5]):
+        padded = F.pad(x_BChw, (1, 1, 1, 1))
+        taps = [(i, j) for i in range(3) for j in range(3)]
+        y_BChw = sum(
+            torch.einsum("bchw,kc->bkhw", padded[..., i : i + h, j : j + w], conv.weight[..., i, j]) for i, j in taps
+        )
+        mean, variance = y_BChw.mean(1, keepdim=True), y_BChw.var(1, keepdim=True, unbiased=False)
+        x_BChw = ((y_BChw - mean) / (variance + norm.eps).sqrt()).clamp(min=0)
+    return x_BChw
+
+
+def test_convolutions_of_each_level_are_resized_and_convolved_together():
+    aggregator, maps = ConvAggregator([6, 10], C, TASKS), levels()
+    shared, own = aggregator(maps, GRID)
+    assert [layers[3].weight.shape[0] for layers in aggregator.levels] == [C // 2, C // 2]
+    narrow = resized([convolved(x, layers) for x, layers in zip(maps, aggregator.levels)])
+    close(shared, convolved(narrow, aggregator.join))
+    assert len(own) == TASKS and all(o is shared for o in own)
 
 
 # Deformable mixer
@@ -188,6 +211,17 @@ def test_no_mixer_layers_leave_the_feature_alone():
 def test_a_head_resizes_to_the_input_and_answers_in_fp32():
     prediction = Head(C, 5).bfloat16()(torch.randn(2, C, 3, 4).bfloat16(), (12, 16))
     assert prediction.shape == (2, 5, 12, 16) and prediction.dtype == torch.float32
+
+
+def test_a_narrow_head_is_its_equation():
+    head, x = Head(C, 5, hidden=3), torch.randn(2, C, 6, 7)
+    hidden = F.conv2d(x, head.conv.weight, padding=1)
+    assert hidden.shape[1] == 3
+    hidden = F.layer_norm(hidden.movedim(1, -1), (3,)).movedim(-1, 1).clamp(min=0)
+    close(
+        head(x, (6, 7)),
+        torch.einsum("bchw,kc->bkhw", hidden, head.predict.weight[..., 0, 0]) + head.predict.bias[:, None, None],
+    )
 
 
 # Experts that stay at home
@@ -380,6 +414,11 @@ def test_images_do_not_see_each_other():
         both, alone = model(image()).predictions, model(image()[:1]).predictions
     for name in both:
         close(both[name][:1], alone[name], 1e-4)
+
+
+def test_what_tasks_have_of_the_projections_needs_projections():
+    with pytest.raises(UserError, match="adapter_rank=2: .*decoder.aggregator=conv.*level_weights=True: "):
+        configuration(decoder__aggregator="conv", decoder__adapter_rank=2, decoder__level_weights=True)
 
 
 def test_a_stride_that_does_not_fit_is_refused():

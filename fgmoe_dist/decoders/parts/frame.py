@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fgmoe_dist.decoders.base import Decoder, Levels, Surroundings
-from fgmoe_dist.decoders.parts.aggregator import Aggregator
+from fgmoe_dist.decoders.parts.aggregator import Form, feature_aggregator
 from fgmoe_dist.decoders.parts.grid import GridSettings
 from fgmoe_dist.decoders.parts.heads import Head
 from fgmoe_dist.decoders.parts.mixer import Offsets, deformable_mixer
@@ -24,6 +24,11 @@ from fgmoe_dist.tasks import Task
 
 
 class FrameSettings(GridSettings):
+    aggregator: Form = Field(
+        "linear",
+        description="linear: the levels' projections, 1x1, added up; conv: 3x3 convolutions on each level's grid, and"
+        " on the decoder's (DeGMix)",
+    )
     mixer_depth: int = Field(2, ge=0, le=1000, description="deformable mixer layers a task")
     mixer_offsets: Offsets = Field(
         "shared",
@@ -31,6 +36,9 @@ class FrameSettings(GridSettings):
         " feature and position (DeGMix)",
     )
     blocks: int = Field(1, ge=1, le=1000, description="stacked blocks")
+    head_channels: int = Field(
+        0, ge=0, le=2**20, description="width of each head's hidden layer; 0: decoder.channels (DeGMix: 180 of 256)"
+    )
 
 
 class Framed(Decoder):
@@ -43,10 +51,10 @@ class Framed(Decoder):
         self.aggregator = self.create_aggregator(levels.channels)
         self.mixers = nn.ModuleList(deformable_mixer(channels, depth, settings.mixer_offsets) for _ in tasks)
         self.blocks = nn.ModuleList(self.create_block(block, around) for block in range(settings.blocks))
-        self.heads = nn.ModuleList(Head(channels, task.channels) for task in tasks)
+        self.heads = nn.ModuleList(Head(channels, task.channels, settings.head_channels) for task in tasks)
 
     def create_aggregator(self, level_channels: Sequence[int]) -> nn.Module:
-        return Aggregator(level_channels, self.settings.channels, len(self.tasks))
+        return feature_aggregator(self.settings.aggregator, level_channels, self.settings.channels, len(self.tasks))
 
     @abstractmethod
     def create_block(self, block: int, around: Surroundings) -> nn.Module: ...
