@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fgmoe_dist.decoders.base import Output, Surroundings
 from fgmoe_dist.decoders.parts.frame import Framed, FrameSettings
 from fgmoe_dist.decoders.parts.recompute import run
-from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.experts.bank import SharedExperts, create_global_experts
 from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.rules import conflicts as expert_conflicts
 from fgmoe_dist.experts.settings import Experts
@@ -62,16 +62,19 @@ class DenseBlock(nn.Module):
         self, tasks: int, channels: int, experts: Experts, always_on: int, grid_hw: Sequence[int], *identity: object
     ):
         super().__init__()
-        kind, self.global_experts = KINDS[experts.kind].on(grid_hw), None
+        kind, self.global_experts, self.global_norm = KINDS[experts.kind].on(grid_hw), None, None
         self.norm = nn.LayerNorm(channels)
         self.mlp = SharedExperts(kind, tasks, channels, experts.fine_hidden, always_on, *identity)
-        if count := experts.global_experts:
-            self.global_norm = nn.LayerNorm(channels)
-            self.global_experts = GlobalExperts(kind, tasks, channels, experts.hidden, count, *identity)
+        if experts.global_experts:
+            self.global_norm = None if experts.crosses_tasks else nn.LayerNorm(channels)
+            self.global_experts = create_global_experts(kind, tasks, channels, experts, *identity)
 
     def forward(self, u_TNC: Tensor, a_NC: Tensor) -> Tensor:
-        h_TNC = u_TNC + self.mlp(self.norm(u_TNC), None)
-        return h_TNC if self.global_experts is None else h_TNC + self.global_experts(self.global_norm(a_NC))
+        x_TNC = self.norm(u_TNC)
+        h_TNC = u_TNC + self.mlp(x_TNC, None)
+        if self.global_experts is None:
+            return h_TNC
+        return h_TNC + self.global_experts(x_TNC if self.global_norm is None else self.global_norm(a_NC))
 
 
 class Dense(Framed):

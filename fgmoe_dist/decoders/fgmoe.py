@@ -145,9 +145,15 @@ class FGMoE(Framed):
             block.routed = Unrouted(block.routed.routers, self.experts)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Where all tasks route over one bank, its experts are among them."""
-        routed = filter(is_expert_parameter, self.parameters()) if self.experts.bank == "shared" else ()
-        return [*super().shared_parameters(), *routed]
+        """Where several tasks reach routed experts, over one bank or by way of a later block, those are among them."""
+        if self.experts.bank == "shared":
+            reached = self.parameters()
+        else:
+            reached = self.blocks[:-1].parameters() if self.experts.crosses_tasks else ()
+        return [*super().shared_parameters(), *filter(is_expert_parameter, reached)]
 
     def active_experts(self) -> int:
-        return sum(block.routed.active_parameters() for block in self.blocks)
+        """What the last block makes of a task may take all tasks in the blocks before it."""
+        before = len(self.tasks) if self.experts.crosses_tasks else 1
+        tasks_L = [before] * (len(self.blocks) - 1) + [1]
+        return sum(block.routed.active_parameters(tasks) for block, tasks in zip(self.blocks, tasks_L))

@@ -30,6 +30,7 @@ EXPERTS = {
     "film": {"condition": "film", "task_embedding": True},
     "expert_choice": {"router": "expert", "balance_losses": {"importance": 0.01}},
     "closed": {**SHARED, "closed_share": 0.5, "balance_losses": {"mutual_information": 0.01}},
+    "crossing_shared": {"global_input": "tasks", **SHARED},
     "gates": {"router_init": "zero", "gate_scale": 2.0, "balance_losses": {"importance": 0.01, "load": 0.01}},
 }
 AROUND = {
@@ -38,6 +39,7 @@ AROUND = {
 }
 SETTINGS = {name: {"experts": experts} for name, experts in EXPERTS.items()}
 SETTINGS |= {name: {"decoder": decoder} for name, decoder in AROUND.items()}
+SETTINGS["crossing"] = {"experts": {"global_input": "tasks", "task_embedding": True}, "decoder": {"blocks": 2}}
 every_setting = pytest.mark.parametrize("name", SETTINGS)
 
 

@@ -22,11 +22,13 @@ from fgmoe_dist.decoders.parts.heads import Head
 from fgmoe_dist.decoders.parts.mixer import ChannelOffsets, DeformableConv1x1, deformable_mixer
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.balance import auxiliary_losses
-from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.experts.bank import CrossTaskExperts, GlobalExperts, SharedExperts
 from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.model import create_model
 from fgmoe_dist.planning.traffic import exchange_bytes
+from tests.decoders.tiny import levels as tiny_levels
+from tests.decoders.tiny import tiny_decoder
 from tests.experts.oracle import fine_expert, routed_experts
 from tests.runs import SETTINGS
 
@@ -264,7 +266,77 @@ def test_global_experts_are_mixed_by_feature_and_task():
     close(layer(a_NC), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"renormalise": True}, {"shared": 0, "global_experts": 0}])
+def cross_task_experts(tasks: int) -> CrossTaskExperts:
+    layer = CrossTaskExperts(FFN, tasks, C, 6, 2, "id").double()
+    for parameter in (layer.b_in_GH, layer.gate_bias_TG, layer.read_TCG, layer.read_bias_TG):
+        nn.init.normal_(parameter)
+    return layer
+
+
+def test_global_experts_that_cross_tasks_read_and_are_read_by_feature_and_task():
+    layer, x_TNC = cross_task_experts(TASKS), torch.randn(TASKS, 4, C).double()
+    expected = torch.zeros_like(x_TNC)
+    for n in range(4):
+        scores = torch.stack([x_TNC[s, n] @ layer.read_TCG[s] + layer.read_bias_TG[s] for s in range(TASKS)])
+        for g in range(2):
+            w_in_CH, _, w_out_HC, b_out_C = initial(("id", "global", g), 6)
+            share_T = torch.softmax(scores[:, g], 0)
+            read_C = sum(share_T[s] * x_TNC[s, n] for s in range(TASKS))
+            out_C = fine_expert(read_C, w_in_CH, layer.b_in_GH[g], w_out_HC, b_out_C)
+            for t in range(TASKS):
+                gates_G = torch.softmax(x_TNC[t, n] @ layer.gate_TCG[t] + layer.gate_bias_TG[t], 0)
+                expected[t, n] += gates_G[g] * out_C
+    close(layer(x_TNC), expected)
+
+
+def test_tasks_that_change_places_change_places():
+    layer, x_TNC, order = cross_task_experts(TASKS), torch.randn(TASKS, 4, C).double(), [2, 0, 1]
+    expected = layer(x_TNC)[order]
+    for name in ("gate_TCG", "gate_bias_TG", "read_TCG", "read_bias_TG"):
+        getattr(layer, name).data = getattr(layer, name).data[order]
+    close(layer(x_TNC[order]), expected)
+
+
+def test_one_task_alone_reads_itself_and_at_first_the_mean_is_read():
+    layer, x_1NC = cross_task_experts(1), torch.randn(1, 4, C).double()
+    gates_NG = (x_1NC[0] @ layer.gate_TCG[0] + layer.gate_bias_TG[0]).softmax(-1)
+    answers_NC = []
+    for g in range(2):
+        w_in_CH, _, w_out_HC, b_out_C = initial(("id", "global", g), 6)
+        answers_NC.append(F.gelu(x_1NC[0] @ w_in_CH + layer.b_in_GH[g]) @ w_out_HC + b_out_C)
+    close(layer(x_1NC)[0], sum(gates_NG[:, g, None] * answers_NC[g] for g in range(2)))
+    fresh, x_TNC = CrossTaskExperts(FFN, TASKS, C, 6, 2, "id").double(), torch.randn(TASKS, 4, C).double()
+    close(fresh(x_TNC), fresh._mixed(x_TNC.mean(0).expand(2, 4, C), x_TNC))
+
+
+@pytest.mark.parametrize("kind", ["fgmoe", "dense"])
+@pytest.mark.parametrize(("reads", "crosses"), [("aggregated", False), ("tasks", True)])
+def test_what_a_task_has_found_reaches_the_others_only_where_global_experts_read_it(kind, reads, crosses):
+    decoder, mixed = tiny_decoder(kind, {"experts": {"global_input": reads}}, blocks=1), {}
+    for task, mixer in zip(decoder.tasks, decoder.mixers):
+        mixer.register_forward_hook(lambda module, given, answer, name=task.name: mixed.update({name: answer}))
+    predictions = decoder(tiny_levels()).predictions
+    for name, prediction in predictions.items():
+        gradients = torch.autograd.grad(prediction.sum(), list(mixed.values()), retain_graph=True, allow_unused=True)
+        for other, gradient in zip(mixed, gradients):
+            assert bool(gradient.any()) == (crosses or other == name)
+
+
+def test_blocks_before_the_last_are_everybody_s_where_global_experts_cross_tasks():
+    decoder = tiny_decoder("fgmoe", {"experts": {"global_input": "tasks"}}, blocks=2)
+    shared = {id(parameter) for parameter in decoder.shared_parameters()}
+    own = {id(parameter) for parameter in decoder.own_parameters()}
+    first, last = decoder.blocks
+    assert all(id(p) in shared for part in (*decoder.mixers, first) for p in part.parameters())
+    assert not any(id(p) in shared for p in last.routed.bank.parameters())
+    assert {id(last.global_experts.read_TCG), id(last.global_experts.read_bias_TG)} <= shared
+    assert {id(last.global_experts.gate_TCG), id(last.shared.w_in_TCH), id(last.routed.routers.weight_TCE)} <= own
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"renormalise": True}, {"shared": 0, "global_experts": 0}, {"global_input": "tasks"}],
+)
 def test_a_block_is_its_equation(options):
     config = Experts(**{**dict(count=2, split=2, hidden=12, top_k=2, shared=2, global_experts=2), **options})
     block = FGMoEBlock(TASKS, C, config, ep_size=1, block=1, seed=4).double()
@@ -277,7 +349,8 @@ def test_a_block_is_its_equation(options):
             for s in range(config.shared):
                 expected[t, n] += fine_expert(x_TNC[t, n], *initial((4, "block", 1, "shared", t, s), 6))
     if config.global_experts:
-        expected = expected + block.global_experts(F.layer_norm(a_NC, (C,)))
+        reads = x_TNC if config.global_input == "tasks" else F.layer_norm(a_NC, (C,))
+        expected = expected + block.global_experts(reads)
     h_TNC, *_ = block(u_TNC, a_NC)
     close(h_TNC, expected)
 

@@ -1,9 +1,8 @@
 """Feature aggregator: every tapped encoder level up-sampled to the decoder's grid, concatenated, projected.
 
-`linear`, as the paper's words are: a 1x1 convolution and a bilinear resize commute, so each level is projected on its own
-small grid first; the sum of the resized projections is the projection of the resized concatenation, for a fraction of
-the multiplications. Options that a task has for itself: weights of the levels, and a low-rank adapter beside the
-shared projection.
+`linear`: a 1x1 convolution and a bilinear resize commute, so each level is projected on its own small grid first; the
+sum of the resized projections is the projection of the resized concatenation, for a fraction of the multiplications.
+Options that a task has for itself: weights of the levels, and a low-rank adapter beside the shared projection.
 
 `conv`, the published code of DeGMix: 3x3 convolutions on each level's own grid, and again on the decoder's.
 

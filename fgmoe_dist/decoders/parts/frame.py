@@ -71,7 +71,11 @@ class Framed(Decoder):
         return {task.name: head(x, self.size_hw) for task, head, x in zip(self.tasks, self.heads, features)}
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
-        """What its modules say, each of itself."""
-        for module in self.modules():
+        """What its modules say, each of itself; of what comes before the last block only where blocks keep tasks apart.
+
+        Else the losses of all tasks reach it.
+        """
+        parts = (self.blocks[-1], self.heads) if self.experts.crosses_tasks else (self,)
+        for module in (module for part in parts for module in part.modules()):
             if module is not self and hasattr(module, "own_parameters"):
                 yield from module.own_parameters()
