@@ -5,11 +5,16 @@ trained, planned, exported, and on ranks as on one.
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
 
+from fgmoe_dist.config import load_config
 from fgmoe_dist.decoders.base import parameter_counts
+from fgmoe_dist.decoders.parts.aggregator import ConvAggregator
+from fgmoe_dist.decoders.parts.mixer import ChannelOffsets
+from fgmoe_dist.experts.bank import CrossTaskExperts
 from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.export import verify
 from fgmoe_dist.export.write import convert_model
@@ -21,6 +26,7 @@ from tests.decoders.tiny import configuration, labels, levels, settings_of, tiny
 from tests.export.models import checkpoint_state, moved
 from tests.runs import losses
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHARED = {"bank": "shared", "count": 4, "split": 2, "top_k": 2}
 EXPERTS = {
     "conv_lora": {"kind": "conv_lora", "router": "image"},
@@ -101,3 +107,35 @@ def test_ranks_train_what_one_does_and_go_on_elsewhere(name, runs):
     checkpoint = str(runs.folder("apart") / "checkpoints/step-00000002")
     alone = runs.train("alone", 1, resume=checkpoint, **{**alike, "train__micro_batch_size": 4})
     assert losses(alone) == pytest.approx(losses(lines, after=2), rel=1e-4)
+
+
+def the_authors() -> dict:
+    """The parts of configs/decoders/fgmoe_degmix.yaml, small."""
+    preset = load_config(CONFIGS / "decoders/fgmoe_degmix.yaml")
+    chosen = {key: getattr(preset.decoder, key) for key in ("aggregator", "mixer_offsets")}
+    assert preset.decoder.head_channels == 180 and preset.decoder.kind == "fgmoe"
+    return {"decoder": {**chosen, "head_channels": 12}, "experts": {"global_input": preset.experts.global_input}}
+
+
+def test_the_authors_parts_train_together_in_bf16():
+    decoder = tiny_decoder("fgmoe", the_authors()).bfloat16()
+    assert isinstance(decoder.aggregator, ConvAggregator)
+    assert isinstance(decoder.mixers[0][0].deform.offset, ChannelOffsets)
+    assert isinstance(decoder.blocks[0].global_experts, CrossTaskExperts)
+    sum(task_losses(decoder.tasks, decoder(levels(torch.bfloat16)), labels(decoder))[1]).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "tolerance"), [("pt2", 1e-5), ("onnx", 1e-4)])
+def test_the_authors_parts_are_exported(format, tolerance, tmp_path):
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    sections = the_authors()
+    sections["experts"]["kernel"] = "reference"
+    config = configuration("fgmoe", {**SHORT, **sections})
+    state = checkpoint_state(config)
+    model = moved(create_model(config, state))
+    convert_model(model, state, format)(tmp_path / f"model.{format}")
+    found = verify.differences(model, format, tmp_path / f"model.{format}")
+    assert max(difference.relative for difference in found.values()) < tolerance
