@@ -18,31 +18,23 @@ Legend: B images, C channels, T tasks, N = B h w tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fgmoe_dist.decoders.base import Decoder, Levels, Output, Surroundings
-from fgmoe_dist.decoders.parts.aggregator import Aggregator
-from fgmoe_dist.decoders.parts.grid import GridSettings
-from fgmoe_dist.decoders.parts.heads import Head
-from fgmoe_dist.decoders.parts.mixer import deformable_mixer
+from fgmoe_dist.decoders.base import Output, Surroundings
+from fgmoe_dist.decoders.parts.frame import Framed, FrameSettings
 from fgmoe_dist.decoders.parts.recompute import run
-from fgmoe_dist.decoders.parts.tokens import to_maps, to_tokens
-from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.experts.bank import SharedExperts, create_global_experts
 from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.rules import conflicts as expert_conflicts
 from fgmoe_dist.experts.settings import Experts
-from fgmoe_dist.tasks import Task
 
 
-class DenseSettings(GridSettings):
+class DenseSettings(FrameSettings):
     kind: Literal["dense"] = Field("dense", description="FGMoE with a dense MLP in the place of its routed experts")
-    mixer_depth: int = Field(2, ge=0, le=1000, description="deformable mixer layers a task")
-    blocks: int = Field(1, ge=1, le=1000, description="stacked blocks")
     size: Literal["active", "total"] = Field(
         "active", description="of the MLP: as the experts that a token of FGMoE passes, or as all that there are"
     )
@@ -70,41 +62,40 @@ class DenseBlock(nn.Module):
         self, tasks: int, channels: int, experts: Experts, always_on: int, grid_hw: Sequence[int], *identity: object
     ):
         super().__init__()
-        kind, self.global_experts = KINDS[experts.kind].on(grid_hw), None
+        kind, self.global_experts, self.global_norm = KINDS[experts.kind].on(grid_hw), None, None
         self.norm = nn.LayerNorm(channels)
         self.mlp = SharedExperts(kind, tasks, channels, experts.fine_hidden, always_on, *identity)
-        if count := experts.global_experts:
-            self.global_norm = nn.LayerNorm(channels)
-            self.global_experts = GlobalExperts(kind, tasks, channels, experts.hidden, count, *identity)
+        if experts.global_experts:
+            self.global_norm = None if experts.crosses_tasks else nn.LayerNorm(channels)
+            self.global_experts = create_global_experts(kind, tasks, channels, experts, *identity)
 
     def forward(self, u_TNC: Tensor, a_NC: Tensor) -> Tensor:
-        h_TNC = u_TNC + self.mlp(self.norm(u_TNC), None)
-        return h_TNC if self.global_experts is None else h_TNC + self.global_experts(self.global_norm(a_NC))
+        x_TNC = self.norm(u_TNC)
+        h_TNC = u_TNC + self.mlp(x_TNC, None)
+        if self.global_experts is None:
+            return h_TNC
+        return h_TNC + self.global_experts(x_TNC if self.global_norm is None else self.global_norm(a_NC))
 
 
-class Dense(Decoder):
+class Dense(Framed):
     Settings = DenseSettings
 
-    def __init__(self, settings: DenseSettings, levels: Levels, tasks: Sequence[Task], around: Surroundings):
-        super().__init__(settings, levels, tasks, around)
-        channels, count = settings.channels, len(tasks)
-        self.experts, self.recompute = around.experts, around.recompute
-        self.grid_hw, self.always_on = settings.grid(around.image_size), settings.always_on(around.experts, count)
-        self.aggregator = Aggregator(levels.channels, channels, count)
-        self.mixers = nn.ModuleList(deformable_mixer(channels, settings.mixer_depth) for _ in tasks)
-        self.blocks = nn.ModuleList(
-            DenseBlock(count, channels, around.experts, self.always_on, self.grid_hw, around.seed, "block", block)
-            for block in range(settings.blocks)
+    @property
+    def always_on(self) -> int:
+        """S, fine experts side by side for each task."""
+        return self.settings.always_on(self.experts, len(self.tasks))
+
+    def create_block(self, block: int, around: Surroundings) -> DenseBlock:
+        identity = around.seed, "block", block
+        return DenseBlock(
+            len(self.tasks), self.settings.channels, around.experts, self.always_on, self.grid_hw, *identity
         )
-        self.heads = nn.ModuleList(Head(channels, task.channels) for task in tasks)
 
     def forward(self, levels: list[Tensor]) -> Output:
-        a_BChw, _ = self.aggregator(levels, self.grid_hw)
-        u_TNC, a_NC = to_tokens(torch.stack([mixer(a_BChw) for mixer in self.mixers])), to_tokens(a_BChw)
+        u_TNC, a_NC, images = self.mixed(levels)
         for block in self.blocks:
             u_TNC = run(block, u_TNC, a_NC, recompute=self.recompute)
-        features = to_maps(u_TNC, a_BChw.shape[0], self.grid_hw)
-        return Output({task.name: head(x, self.size_hw) for task, head, x in zip(self.tasks, self.heads, features)})
+        return Output(self.predictions(u_TNC, images))
 
     def describe(self) -> list[tuple[str, str]]:
         size, always_on = self.settings.size, self.always_on
@@ -114,9 +105,3 @@ class Dense(Decoder):
             f" in all: {always_on} fine experts, FGMoE's {size} number; {self.experts.global_experts} global"
         )
         return [("block", told)]
-
-    def own_parameters(self) -> Iterator[nn.Parameter]:
-        """What its modules say, each of itself."""
-        for module in self.modules():
-            if module is not self and hasattr(module, "own_parameters"):
-                yield from module.own_parameters()

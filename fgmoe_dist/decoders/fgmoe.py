@@ -17,14 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fgmoe_dist.decoders.base import Auxiliary, Decoder, Levels, Output, Routed, Surroundings
-from fgmoe_dist.decoders.parts.aggregator import Aggregator
+from fgmoe_dist.decoders.base import Auxiliary, Levels, Output, Routed, Surroundings
+from fgmoe_dist.decoders.parts.aggregator import feature_aggregator
 from fgmoe_dist.decoders.parts.block import FGMoEBlock
-from fgmoe_dist.decoders.parts.grid import GridSettings
-from fgmoe_dist.decoders.parts.heads import Head
-from fgmoe_dist.decoders.parts.mixer import deformable_mixer
+from fgmoe_dist.decoders.parts.frame import Framed, FrameSettings
 from fgmoe_dist.decoders.parts.recompute import run
-from fgmoe_dist.decoders.parts.tokens import to_maps, to_tokens
 from fgmoe_dist.drawing.load_map import load_map
 from fgmoe_dist.experts.balance import BalanceTerms, auxiliary_losses, figures_of, metrics
 from fgmoe_dist.experts.diversity import diversity
@@ -36,10 +33,8 @@ from fgmoe_dist.experts.unrouted import Unrouted
 from fgmoe_dist.tasks import Task
 
 
-class FGMoESettings(GridSettings):
+class FGMoESettings(FrameSettings):
     kind: Literal["fgmoe"] = Field("fgmoe", description="which decoder: fgmoe, or another that is registered")
-    mixer_depth: int = Field(2, ge=0, le=1000, description="deformable mixer layers a task")
-    blocks: int = Field(1, ge=1, le=1000, description="stacked FGMoE blocks")
     adapter_rank: int = Field(
         0, ge=0, le=2**20, description="rank of each task's low-rank adapter beside the aggregator; 0: none"
     )
@@ -57,6 +52,13 @@ class FGMoESettings(GridSettings):
                 f" experts (experts.count x experts.split, as run.seed={around.seed} draws them), fewer than"
                 f" experts.top_k={experts.top_k}; lower one of them"
             )
+        if self.aggregator != "linear":
+            found += [
+                f"decoder.{key}={value}: belongs to projections that decoder.aggregator={self.aggregator} has not; set"
+                " decoder.aggregator=linear"
+                for key, value in (("adapter_rank", self.adapter_rank), ("level_weights", self.level_weights))
+                if value
+            ]
         return found + super().conflicts(around)
 
     def routed(self, around: Surroundings) -> Routed:
@@ -70,33 +72,28 @@ class FGMoESettings(GridSettings):
         )
 
 
-class FGMoE(Decoder):
+class FGMoE(Framed):
     Settings = FGMoESettings
 
     def __init__(self, settings: FGMoESettings, levels: Levels, tasks: Sequence[Task], around: Surroundings):
         super().__init__(settings, levels, tasks, around)
-        channels, count = settings.channels, len(tasks)
-        self.experts, self.ep_size, self.recompute = around.experts, around.ep_size, around.recompute
-        self.grid_hw = settings.grid(around.image_size)
-        self.aggregator = Aggregator(levels.channels, channels, count, settings.adapter_rank, settings.level_weights)
-        self.mixers = nn.ModuleList(deformable_mixer(channels, settings.mixer_depth) for _ in tasks)
-        self.blocks = nn.ModuleList(
-            FGMoEBlock(count, channels, around.experts, around.ep_size, block, around.seed, self.grid_hw)
-            for block in range(settings.blocks)
-        )
-        self.heads = nn.ModuleList(Head(channels, task.channels) for task in tasks)
+        self.ep_size = around.ep_size
+
+    def create_aggregator(self, level_channels: Sequence[int]) -> nn.Module:
+        settings = self.settings
+        own = {"adapter_rank": settings.adapter_rank, "level_weights": settings.level_weights}
+        return feature_aggregator(settings.aggregator, level_channels, settings.channels, len(self.tasks), **own)
+
+    def create_block(self, block: int, around: Surroundings) -> FGMoEBlock:
+        channels, tasks = self.settings.channels, len(self.tasks)
+        return FGMoEBlock(tasks, channels, around.experts, around.ep_size, block, around.seed, self.grid_hw)
 
     def forward(self, levels: list[Tensor]) -> Output:
-        a_BChw, own_TBChw = self.aggregator(levels, self.grid_hw)
-        u_TBChw = torch.stack([mixer(own) for mixer, own in zip(self.mixers, own_TBChw)])
-        u_TNC, a_NC, terms = to_tokens(u_TBChw), to_tokens(a_BChw), []
-        images = a_BChw.shape[0]  # `len` would be a constant in an exported model
+        (u_TNC, a_NC, images), terms = self.mixed(levels), []
         for block in self.blocks:
             u_TNC, *balance = run(block, u_TNC, a_NC, images, recompute=self.recompute)
             terms.append(BalanceTerms(*balance))
-        features = to_maps(u_TNC, images, self.grid_hw)
-        predictions = {task.name: head(x, self.size_hw) for task, head, x in zip(self.tasks, self.heads, features)}
-        return Output(predictions, terms)
+        return Output(self.predictions(u_TNC, images), terms)
 
     def auxiliary(self, output: Output) -> Auxiliary:
         """The balance losses of all ranks' tokens, and the experts' load."""
@@ -147,16 +144,16 @@ class FGMoE(Decoder):
         for block in self.blocks:
             block.routed = Unrouted(block.routed.routers, self.experts)
 
-    def own_parameters(self) -> Iterator[nn.Parameter]:
-        """What its modules say, each of itself."""
-        for module in self.modules():
-            if module is not self and hasattr(module, "own_parameters"):
-                yield from module.own_parameters()
-
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Where all tasks route over one bank, its experts are among them."""
-        routed = filter(is_expert_parameter, self.parameters()) if self.experts.bank == "shared" else ()
-        return [*super().shared_parameters(), *routed]
+        """Where several tasks reach routed experts, over one bank or by way of a later block, those are among them."""
+        if self.experts.bank == "shared":
+            reached = self.parameters()
+        else:
+            reached = self.blocks[:-1].parameters() if self.experts.crosses_tasks else ()
+        return [*super().shared_parameters(), *filter(is_expert_parameter, reached)]
 
     def active_experts(self) -> int:
-        return sum(block.routed.active_parameters() for block in self.blocks)
+        """What the last block makes of a task may take all tasks in the blocks before it."""
+        before = len(self.tasks) if self.experts.crosses_tasks else 1
+        tasks_L = [before] * (len(self.blocks) - 1) + [1]
+        return sum(block.routed.active_parameters(tasks) for block, tasks in zip(self.blocks, tasks_L))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fgmoe_dist.experts.groups import mark_expert_parameter
 from fgmoe_dist.experts.kinds import Kind
 from fgmoe_dist.experts.kinds.base import affine, axes_of
+from fgmoe_dist.experts.settings import Experts
 
 
 class ExpertBank(nn.Module):
@@ -124,15 +125,45 @@ class GlobalExperts(nn.Module):
 
     def forward(self, a_NC: Tensor) -> Tensor:
         """`y_TNC` for `a_NC`."""
-        weights = [getattr(self, name) for name in self._names.values()]
-        out_GNC = self.kind.forward(a_NC.expand(len(weights[0]), *a_NC.shape), *weights)
-        a_TNC = a_NC.expand(len(self.gate_TCG), *a_NC.shape)
-        gate_TNG = torch.baddbmm(self.gate_bias_TG[:, None], a_TNC, self.gate_TCG).float().softmax(-1)
+        tasks, _, count = self.gate_TCG.shape
+        return self._mixed(a_NC.expand(count, *a_NC.shape), a_NC.expand(tasks, *a_NC.shape))
+
+    def _mixed(self, in_GNC: Tensor, x_TNC: Tensor) -> Tensor:
+        """What each expert makes of its own input, in each task's mixture by `x_TNC`."""
+        out_GNC = self.kind.forward(in_GNC, *(getattr(self, name) for name in self._names.values()))
+        gate_TNG = torch.baddbmm(self.gate_bias_TG[:, None], x_TNC, self.gate_TCG).float().softmax(-1)
         return torch.einsum("tng,gnc->tnc", gate_TNG.to(out_GNC.dtype), out_GNC)
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
         """Those of which every task has its own: the mixture's."""
         yield from (self.gate_TCG, self.gate_bias_TG)
+
+
+class CrossTaskExperts(GlobalExperts):
+    """Global experts over the features of all tasks: each weighs whom it reads, each task whom it listens to.
+
+        v_g = sum_s softmax_s(x_s r_s + c_s)_g x_s              what expert g reads, by feature and task
+        y_t = sum_g softmax_g(x_t w_t + b_t)_g E_g(v_g)         what task t takes of it, likewise
+
+    r starts at zero, so that at first every expert reads the mean over tasks.
+    Legend: G global experts, x_TNC the tasks' features.
+    """
+
+    def __init__(self, kind: Kind, tasks: int, channels: int, hidden: int, count: int, *identity: object):
+        super().__init__(kind, tasks, channels, hidden, count, *identity)
+        self.read_TCG = nn.Parameter(torch.zeros(tasks, channels, count))
+        self.read_bias_TG = nn.Parameter(torch.zeros(tasks, count))
+
+    def forward(self, x_TNC: Tensor) -> Tensor:
+        """`y_TNC` for `x_TNC`."""
+        share_TNG = torch.baddbmm(self.read_bias_TG[:, None], x_TNC, self.read_TCG).float().softmax(0)
+        return self._mixed(torch.einsum("tng,tnc->gnc", share_TNG.to(x_TNC.dtype), x_TNC), x_TNC)
+
+
+def create_global_experts(kind: Kind, tasks: int, channels: int, config: Experts, *identity: object) -> GlobalExperts:
+    """Those of a block, which read what `config.global_input` says."""
+    layer = CrossTaskExperts if config.crosses_tasks else GlobalExperts
+    return layer(kind, tasks, channels, config.hidden, config.global_experts, *identity)
 
 
 def _stack(kind: Kind, members: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

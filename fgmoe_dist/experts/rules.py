@@ -117,6 +117,11 @@ def _idle(experts: Experts) -> Iterator[str]:
     """Settings that would do nothing beside others, or what nobody means."""
     if experts.noise_kind != "fixed" and not experts.noise:
         yield f"experts.noise_kind={experts.noise_kind}: experts.noise=0 is its factor; set experts.noise=1"
+    if experts.global_input != "aggregated" and not experts.global_experts:
+        yield (
+            f"experts.global_input={experts.global_input}: experts.global_experts=0 are none to read it; set it to"
+            " aggregated"
+        )
     if experts.router == "expert":
         for key, wanted in EXPERT_CHOICE.items():
             if (value := getattr(experts, key)) != wanted:

@@ -57,6 +57,11 @@ class Experts(Section):
     global_experts: int = Field(
         2, ge=0, le=MOST_EXPERTS, description="global experts of hidden size H, mixed by feature and task; 0: none"
     )
+    global_input: Literal["aggregated", "tasks"] = Field(
+        "aggregated",
+        description="what global experts read. aggregated: the feature that all tasks start from; tasks: the"
+        " features of all tasks, weighed by feature and task, so that what one has found reaches another",
+    )
     score: Literal["softmax", "sigmoid"] = Field("softmax", description="what turns a router's logits into gates")
     renormalise: bool = Field(
         False,
@@ -127,6 +132,11 @@ class Experts(Section):
     def fine_hidden(self) -> int:
         """Hidden size of one fine expert, H/m."""
         return self.hidden // self.split
+
+    @property
+    def crosses_tasks(self) -> bool:
+        """Whether what a block makes of a task depends on the features of the others."""
+        return self.global_experts > 0 and self.global_input == "tasks"
 
     def banks(self, tasks: int) -> int:
         """Sets of N' routed experts in a block."""

@@ -22,13 +22,23 @@ def counts(kind: str, experts: dict, **settings) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "experts", [{}, {"bank": "shared"}, {"kind": "lora", "shared": 2}, {"top_k": 8}, {"global_experts": 0}]
+    "experts",
+    [
+        {},
+        {"bank": "shared"},
+        {"kind": "lora", "shared": 2},
+        {"top_k": 8},
+        {"global_experts": 0},
+        {"global_input": "tasks"},
+    ],
 )
 def test_it_has_fgmoe_s_active_or_total_size_less_the_routers(experts):
     fgmoe = counts("fgmoe", experts)
-    router = BLOCKS["blocks"] * 16 * 8  # of one task: C x N m, in each block
-    assert counts("dense", experts, size="active")["active"] == fgmoe["active"] - router
-    assert counts("dense", experts, size="total")["total"] == fgmoe["total"] - 4 * router
+    router, blocks = 16 * 8, BLOCKS["blocks"]  # C x N m, of one task in one block
+    # A token of one task passes its own, but those of all tasks before a block in which the tasks meet.
+    passed = 4 * (blocks - 1) + 1 if experts.get("global_input") == "tasks" else blocks
+    assert counts("dense", experts, size="active")["active"] == fgmoe["active"] - passed * router
+    assert counts("dense", experts, size="total")["total"] == fgmoe["total"] - 4 * blocks * router
     assert counts("dense", experts)["routed"] == 0
 
 

@@ -5,6 +5,7 @@ Legend: B images, C channels, h x w grid, T tasks, N tokens, S shared experts, G
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,17 +16,19 @@ from torch.nn import functional as F
 
 from fgmoe_dist.config import build_config
 from fgmoe_dist.decoders.base import parameter_counts
-from fgmoe_dist.decoders.parts.aggregator import Aggregator
+from fgmoe_dist.decoders.parts.aggregator import Aggregator, ConvAggregator
 from fgmoe_dist.decoders.parts.block import FGMoEBlock
 from fgmoe_dist.decoders.parts.heads import Head
-from fgmoe_dist.decoders.parts.mixer import DeformableConv1x1, deformable_mixer
+from fgmoe_dist.decoders.parts.mixer import ChannelOffsets, DeformableConv1x1, deformable_mixer
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.balance import auxiliary_losses
-from fgmoe_dist.experts.bank import GlobalExperts, SharedExperts
+from fgmoe_dist.experts.bank import CrossTaskExperts, GlobalExperts, SharedExperts
 from fgmoe_dist.experts.kinds import KINDS
 from fgmoe_dist.experts.settings import Experts
 from fgmoe_dist.model import create_model
 from fgmoe_dist.planning.traffic import exchange_bytes
+from tests.decoders.tiny import levels as tiny_levels
+from tests.decoders.tiny import tiny_decoder
 from tests.experts.oracle import fine_expert, routed_experts
 from tests.runs import SETTINGS
 
@@ -95,6 +98,29 @@ def test_an_adapter_starts_at_nothing_and_is_a_low_rank_projection_of_each_task(
         close(own[t], normed(project_concatenation(aggregator, maps) + extra, aggregator.norm), 1e-4)
 
 
+def convolved(x_BChw: torch.Tensor, layers: nn.Sequential) -> torch.Tensor:
+    """Twice: a 3x3 convolution as nine shifted 1x1 ones, norm, ReLU."""
+    h, w = x_BChw.shape[-2:]
+    for conv, norm in (layers[0:2], layers[3:5]):
+        padded = F.pad(x_BChw, (1, 1, 1, 1))
+        taps = [(i, j) for i in range(3) for j in range(3)]
+        y_BChw = sum(
+            torch.einsum("bchw,kc->bkhw", padded[..., i : i + h, j : j + w], conv.weight[..., i, j]) for i, j in taps
+        )
+        mean, variance = y_BChw.mean(1, keepdim=True), y_BChw.var(1, keepdim=True, unbiased=False)
+        x_BChw = ((y_BChw - mean) / (variance + norm.eps).sqrt()).clamp(min=0)
+    return x_BChw
+
+
+def test_convolutions_of_each_level_are_resized_and_convolved_together():
+    aggregator, maps = ConvAggregator([6, 10], C, TASKS), levels()
+    shared, own = aggregator(maps, GRID)
+    assert [layers[3].weight.shape[0] for layers in aggregator.levels] == [C // 2, C // 2]
+    narrow = resized([convolved(x, layers) for x, layers in zip(maps, aggregator.levels)])
+    close(shared, convolved(narrow, aggregator.join))
+    assert len(own) == TASKS and all(o is shared for o in own)
+
+
 # Deformable mixer
 
 
@@ -128,15 +154,76 @@ def test_offsets_learn():
     assert layer.offset.weight.grad.abs().max() > 0
 
 
+def offsets_of_each_channel(layer: ChannelOffsets, x_BChw: torch.Tensor) -> torch.Tensor:
+    """By its definition: positions cell by cell, two convolutions in the place of a grouped one. `[B, C, 2, h, w]`."""
+    h, w = x_BChw.shape[-2:]
+    near = F.conv2d(x_BChw, layer.shift.weight, layer.shift.bias, padding=1)
+    for tap in range(9):
+        for row in range(h):
+            for column in range(w):
+                near[:, tap, row, column] += row + 1 + tap // 3 - 1
+                near[:, 9 + tap, row, column] += column + 1 + tap % 3 - 1
+    weights, biases = layer.spread.weight.chunk(2), layer.spread.bias.chunk(2)
+    halves = [F.conv2d(x, weight, bias, padding=1) for x, weight, bias in zip(near.chunk(2, 1), weights, biases)]
+    return torch.cat(halves, 1).unflatten(1, (-1, 2))
+
+
+def interpolated(x_hw: torch.Tensor, row: float, column: float) -> torch.Tensor:
+    """Bilinear, with zeros outside."""
+    total, top, left = torch.zeros((), dtype=x_hw.dtype), math.floor(row), math.floor(column)
+    for r in (top, top + 1):
+        for c in (left, left + 1):
+            if 0 <= r < len(x_hw) and 0 <= c < len(x_hw[0]):
+                total = total + (1 - abs(row - r)) * (1 - abs(column - c)) * x_hw[r, c]
+    return total
+
+
+def test_each_channel_is_sampled_at_its_own_offset():
+    layer, x = DeformableConv1x1(C, "channel").double(), torch.randn(2, C, 3, 5).double()
+    nn.init.normal_(layer.offset.shift.weight, std=0.1)
+    offset_BC2hw = offsets_of_each_channel(layer.offset, x)
+    sampled = torch.zeros_like(x)
+    for b, c, row, column in np.ndindex(*x.shape):
+        right, down = offset_BC2hw[b, c, :, row, column].tolist()
+        sampled[b, c, row, column] = interpolated(x[b, c], row + down, column + right)
+    assert 0.1 < (sampled != 0).double().mean() < 0.9, "some look outside, some do not"
+    close(layer(x), F.conv2d(sampled, layer.mix.weight, layer.mix.bias), 1e-10)
+
+
+def test_channels_look_elsewhere_at_first_by_their_place_alone():
+    layer = ChannelOffsets(C)
+    first, second = layer(torch.randn(2, C, 5, 7))
+    assert torch.equal(first, second) and first.unflatten(0, (C, 2)).std(0).min() > 0.01
+    layer(torch.randn(1, C, 5, 7)).square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("offsets", ["shared", "channel"])
+def test_places_are_not_rounded_to_bf16(offsets):
+    layer, x = DeformableConv1x1(C, offsets), torch.randn(1, C, 2, 300)
+    close(layer.bfloat16()(x.bfloat16()), layer.float()(x.bfloat16().float()), 0.02)
+
+
 def test_no_mixer_layers_leave_the_feature_alone():
     x = torch.randn(1, C, 3, 4)
     assert torch.equal(deformable_mixer(C, 0)(x), x)
-    assert deformable_mixer(C, 2)(x).shape == x.shape
+    assert deformable_mixer(C, 2)(x).shape == deformable_mixer(C, 2, "channel")(x).shape == x.shape
 
 
 def test_a_head_resizes_to_the_input_and_answers_in_fp32():
     prediction = Head(C, 5).bfloat16()(torch.randn(2, C, 3, 4).bfloat16(), (12, 16))
     assert prediction.shape == (2, 5, 12, 16) and prediction.dtype == torch.float32
+
+
+def test_a_narrow_head_is_its_equation():
+    head, x = Head(C, 5, hidden=3), torch.randn(2, C, 6, 7)
+    hidden = F.conv2d(x, head.conv.weight, padding=1)
+    assert hidden.shape[1] == 3
+    hidden = F.layer_norm(hidden.movedim(1, -1), (3,)).movedim(-1, 1).clamp(min=0)
+    close(
+        head(x, (6, 7)),
+        torch.einsum("bchw,kc->bkhw", hidden, head.predict.weight[..., 0, 0]) + head.predict.bias[:, None, None],
+    )
 
 
 # Experts that stay at home
@@ -179,7 +266,77 @@ def test_global_experts_are_mixed_by_feature_and_task():
     close(layer(a_NC), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"renormalise": True}, {"shared": 0, "global_experts": 0}])
+def cross_task_experts(tasks: int) -> CrossTaskExperts:
+    layer = CrossTaskExperts(FFN, tasks, C, 6, 2, "id").double()
+    for parameter in (layer.b_in_GH, layer.gate_bias_TG, layer.read_TCG, layer.read_bias_TG):
+        nn.init.normal_(parameter)
+    return layer
+
+
+def test_global_experts_that_cross_tasks_read_and_are_read_by_feature_and_task():
+    layer, x_TNC = cross_task_experts(TASKS), torch.randn(TASKS, 4, C).double()
+    expected = torch.zeros_like(x_TNC)
+    for n in range(4):
+        scores = torch.stack([x_TNC[s, n] @ layer.read_TCG[s] + layer.read_bias_TG[s] for s in range(TASKS)])
+        for g in range(2):
+            w_in_CH, _, w_out_HC, b_out_C = initial(("id", "global", g), 6)
+            share_T = torch.softmax(scores[:, g], 0)
+            read_C = sum(share_T[s] * x_TNC[s, n] for s in range(TASKS))
+            out_C = fine_expert(read_C, w_in_CH, layer.b_in_GH[g], w_out_HC, b_out_C)
+            for t in range(TASKS):
+                gates_G = torch.softmax(x_TNC[t, n] @ layer.gate_TCG[t] + layer.gate_bias_TG[t], 0)
+                expected[t, n] += gates_G[g] * out_C
+    close(layer(x_TNC), expected)
+
+
+def test_tasks_that_change_places_change_places():
+    layer, x_TNC, order = cross_task_experts(TASKS), torch.randn(TASKS, 4, C).double(), [2, 0, 1]
+    expected = layer(x_TNC)[order]
+    for name in ("gate_TCG", "gate_bias_TG", "read_TCG", "read_bias_TG"):
+        getattr(layer, name).data = getattr(layer, name).data[order]
+    close(layer(x_TNC[order]), expected)
+
+
+def test_one_task_alone_reads_itself_and_at_first_the_mean_is_read():
+    layer, x_1NC = cross_task_experts(1), torch.randn(1, 4, C).double()
+    gates_NG = (x_1NC[0] @ layer.gate_TCG[0] + layer.gate_bias_TG[0]).softmax(-1)
+    answers_NC = []
+    for g in range(2):
+        w_in_CH, _, w_out_HC, b_out_C = initial(("id", "global", g), 6)
+        answers_NC.append(F.gelu(x_1NC[0] @ w_in_CH + layer.b_in_GH[g]) @ w_out_HC + b_out_C)
+    close(layer(x_1NC)[0], sum(gates_NG[:, g, None] * answers_NC[g] for g in range(2)))
+    fresh, x_TNC = CrossTaskExperts(FFN, TASKS, C, 6, 2, "id").double(), torch.randn(TASKS, 4, C).double()
+    close(fresh(x_TNC), fresh._mixed(x_TNC.mean(0).expand(2, 4, C), x_TNC))
+
+
+@pytest.mark.parametrize("kind", ["fgmoe", "dense"])
+@pytest.mark.parametrize(("reads", "crosses"), [("aggregated", False), ("tasks", True)])
+def test_what_a_task_has_found_reaches_the_others_only_where_global_experts_read_it(kind, reads, crosses):
+    decoder, mixed = tiny_decoder(kind, {"experts": {"global_input": reads}}, blocks=1), {}
+    for task, mixer in zip(decoder.tasks, decoder.mixers):
+        mixer.register_forward_hook(lambda module, given, answer, name=task.name: mixed.update({name: answer}))
+    predictions = decoder(tiny_levels()).predictions
+    for name, prediction in predictions.items():
+        gradients = torch.autograd.grad(prediction.sum(), list(mixed.values()), retain_graph=True, allow_unused=True)
+        for other, gradient in zip(mixed, gradients):
+            assert bool(gradient.any()) == (crosses or other == name)
+
+
+def test_blocks_before_the_last_are_everybody_s_where_global_experts_cross_tasks():
+    decoder = tiny_decoder("fgmoe", {"experts": {"global_input": "tasks"}}, blocks=2)
+    shared = {id(parameter) for parameter in decoder.shared_parameters()}
+    own = {id(parameter) for parameter in decoder.own_parameters()}
+    first, last = decoder.blocks
+    assert all(id(p) in shared for part in (*decoder.mixers, first) for p in part.parameters())
+    assert not any(id(p) in shared for p in last.routed.bank.parameters())
+    assert {id(last.global_experts.read_TCG), id(last.global_experts.read_bias_TG)} <= shared
+    assert {id(last.global_experts.gate_TCG), id(last.shared.w_in_TCH), id(last.routed.routers.weight_TCE)} <= own
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"renormalise": True}, {"shared": 0, "global_experts": 0}, {"global_input": "tasks"}],
+)
 def test_a_block_is_its_equation(options):
     config = Experts(**{**dict(count=2, split=2, hidden=12, top_k=2, shared=2, global_experts=2), **options})
     block = FGMoEBlock(TASKS, C, config, ep_size=1, block=1, seed=4).double()
@@ -192,7 +349,8 @@ def test_a_block_is_its_equation(options):
             for s in range(config.shared):
                 expected[t, n] += fine_expert(x_TNC[t, n], *initial((4, "block", 1, "shared", t, s), 6))
     if config.global_experts:
-        expected = expected + block.global_experts(F.layer_norm(a_NC, (C,)))
+        reads = x_TNC if config.global_input == "tasks" else F.layer_norm(a_NC, (C,))
+        expected = expected + block.global_experts(reads)
     h_TNC, *_ = block(u_TNC, a_NC)
     close(h_TNC, expected)
 
@@ -329,6 +487,11 @@ def test_images_do_not_see_each_other():
         both, alone = model(image()).predictions, model(image()[:1]).predictions
     for name in both:
         close(both[name][:1], alone[name], 1e-4)
+
+
+def test_what_tasks_have_of_the_projections_needs_projections():
+    with pytest.raises(UserError, match="adapter_rank=2: .*decoder.aggregator=conv.*level_weights=True: "):
+        configuration(decoder__aggregator="conv", decoder__adapter_rank=2, decoder__level_weights=True)
 
 
 def test_a_stride_that_does_not_fit_is_refused():

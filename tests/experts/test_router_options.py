@@ -252,6 +252,10 @@ def test_importance_is_the_variation_of_kept_gates():
 @pytest.mark.parametrize(
     ("experts", "line"),
     [
+        (
+            {"global_input": "tasks", "global_experts": 0},
+            "experts.global_input=tasks: experts.global_experts=0 are none",
+        ),
         ({"noise_kind": "raw"}, "experts.noise_kind=raw: experts.noise=0 is its factor; set experts.noise=1"),
         ({"router": "expert", "capacity_factor": 1.5}, "experts.capacity_factor=1.5: experts.router=expert selects no"),
         ({"closed_share": 0.5}, "experts.closed_share=0.5: closes experts that tasks share; set experts.bank=shared"),

@@ -203,14 +203,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def block_of_loops(p: dict, u_TNC: Tensor, a_NC: Tensor, config: Config, images: int, bias_TE: Tensor) -> Tensor:
     """`decoders/parts/block.py`'s formula, expert by expert and, where experts are chosen, token by token."""
     x_TNC = layer_norm(u_TNC, p["norm.weight"], p["norm.bias"])
-    if config.experts.global_experts:
+    if "global_norm.weight" in p:
         a_NC = layer_norm(a_NC, p["global_norm.weight"], p["global_norm.bias"])
     router_TCE, groups = p["routed.routers.weight_TCE"], config.expert_groups
     h_TNC = u_TNC + oracle.routed_experts(
         x_TNC, router_TCE, experts_of(p, config), config.experts, groups, images, bias_TE
     )
     own = [
-        shared_of_loops(p, t, x_NC, config, bias_TE[t]) + global_of_loops(p, t, a_NC, config)
+        shared_of_loops(p, t, x_NC, config, bias_TE[t]) + global_of_loops(p, t, x_TNC, a_NC, config)
         for t, x_NC in enumerate(x_TNC)
     ]
     return h_TNC + torch.stack(own)
@@ -238,16 +238,25 @@ def shared_gates(p: dict, t: int, x_C: Tensor, config: Config, bias_E: Tensor) -
     return oracle.gates(logits, chosen, settings)[settings.top_k :]
 
 
-def global_of_loops(p: dict, t: int, a_NC: Tensor, config: Config) -> Tensor:
-    y_NC = torch.zeros_like(a_NC)
+def global_of_loops(p: dict, t: int, x_TNC: Tensor, a_NC: Tensor, config: Config) -> Tensor:
+    y_NC, crosses = torch.zeros_like(a_NC), config.experts.global_input == "tasks"
     for g in range(config.experts.global_experts):
-        mixture_NG = (a_NC @ p["global_experts.gate_TCG"][t] + p["global_experts.gate_bias_TG"][t]).softmax(-1)
+        by_NC = x_TNC[t] if crosses else a_NC
+        mixture_NG = (by_NC @ p["global_experts.gate_TCG"][t] + p["global_experts.gate_bias_TG"][t]).softmax(-1)
         names = (
             ("a_GCR", "b_GRC") if config.experts.kind == "lora" else ("w_in_GCH", "b_in_GH", "w_out_GHC", "b_out_GC")
         )
-        out_NC = oracle.EXPERT[config.experts.kind](a_NC, *(p[f"global_experts.{name}"][g] for name in names))
+        in_NC = read_of_loops(p, g, x_TNC) if crosses else a_NC
+        out_NC = oracle.EXPERT[config.experts.kind](in_NC, *(p[f"global_experts.{name}"][g] for name in names))
         y_NC = y_NC + mixture_NG[:, g, None] * out_NC
     return y_NC
+
+
+def read_of_loops(p: dict, g: int, x_TNC: Tensor) -> Tensor:
+    """What global expert g reads of the tasks."""
+    read_TC, bias_T = p["global_experts.read_TCG"][..., g], p["global_experts.read_bias_TG"][:, g]
+    weights_T = [(x_NC @ read_C + bias).exp() for x_NC, read_C, bias in zip(x_TNC, read_TC, bias_T)]
+    return sum(weight_N[:, None] * x_NC for weight_N, x_NC in zip(weights_T, x_TNC)) / sum(weights_T)[:, None]
 
 
 def experts_of(p: dict, config: Config) -> dict[tuple[Optional[int], int], list[Tensor]]:
@@ -370,6 +379,7 @@ OPTIONS = [
     dict(shared_gate="joint", shared=2),
     dict(shared=0),
     dict(global_experts=0),
+    dict(global_input="tasks"),
     dict(z_weight=0.01),
     dict(groups=4, device_balance_weight=0.05),
     dict(groups=4, max_ranks_per_token=2),

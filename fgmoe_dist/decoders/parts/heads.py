@@ -11,11 +11,14 @@ from fgmoe_dist.decoders.parts.layers import LayerNorm2d
 
 
 class Head(nn.Module):
-    def __init__(self, channels: int, outputs: int):
+    """`hidden` is the width between the two convolutions; 0: as wide as what comes in."""
+
+    def __init__(self, channels: int, outputs: int, hidden: int = 0):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = LayerNorm2d(channels)
-        self.predict = nn.Conv2d(channels, outputs, 1)
+        hidden = hidden or channels
+        self.conv = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
+        self.norm = LayerNorm2d(hidden)
+        self.predict = nn.Conv2d(hidden, outputs, 1)
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
         """Those of which every task has its own: all."""

@@ -4,12 +4,15 @@ A layer is [1x1 conv, GELU, norm], then residually [deformable 1x1 conv, GELU, n
 1x1 weights is bilinear sampling at learned offsets followed by a 1x1 convolution, so that `grid_sample` computes it
 on any device and in any dtype.
 
-Legend: B images, C channels, h x w grid.
+Offsets are pairs (right, down) in grid cells. All channels of a place are sampled at one of its own, or each channel at
+another, as in the published code of DeMT and of DeGMix, its successor.
+
+Legend: B images, C channels, h x w grid, Q maps that are sampled at offsets of their own.
 """
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Iterator, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,36 +20,80 @@ from torch.nn import functional as F
 
 from fgmoe_dist.decoders.parts.layers import LayerNorm2d
 
+Offsets = Literal["shared", "channel"]
 
-class DeformableConv1x1(nn.Module):
-    """Samples `x_BChw` at learned offsets, in grid cells, then mixes channels. Outside the grid is 0."""
+# Rows and columns of a 3x3 window around its centre, row after row.
+WINDOW = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+
+
+class ChannelOffsets(nn.Module):
+    """A pair of offsets for each channel, `[B, 2 C, h, w]`, in fp32 at least.
+
+        offset = W_2 * (position + W_1 * x)        3x3 convolutions, to 18 maps and from there to 2 C
+
+    The 18 positions of a cell are the rows of its 3x3 window, counted from 1, and then the columns. W_2 has two groups:
+    the first half of the channels is moved, both ways, by rows, the second half by columns. W_1 starts at zero and W_2
+    does not: at first a channel looks where a random affine map takes the row, or the column, of its cell.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
-        self.offset = nn.Conv2d(channels, 2, 1)
+        self.shift = nn.Conv2d(channels, 2 * len(WINDOW), 3, padding=1)
+        self.spread = nn.Conv2d(2 * len(WINDOW), 2 * channels, 3, padding=1, groups=2)
+        nn.init.zeros_(self.shift.weight)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        wide = torch.promote_types(x_BChw.dtype, torch.float32)
+        position_18hw = _window_positions(*x_BChw.shape[-2:], like=x_BChw.new_empty(0, dtype=wide))
+        return self._spread(position_18hw + self.shift(x_BChw).to(wide))
+
+    def _spread(self, position_B18hw: Tensor) -> Tensor:
+        """In the positions' precision: bf16 counts rows up to 256 only."""
+        weight, bias = (parameter.to(position_B18hw.dtype) for parameter in self.spread.parameters())
+        return F.conv2d(position_B18hw, weight, bias, padding=1, groups=2)
+
+
+def _window_positions(h: int, w: int, like: Tensor) -> Tensor:
+    """`[18, h, w]`: of each cell the rows of its window, and then its columns."""
+    row_9, column_9 = torch.tensor(WINDOW, dtype=like.dtype, device=like.device).T[..., None, None]
+    row_h1 = torch.arange(1, h + 1, dtype=like.dtype, device=like.device)[:, None]
+    column_w = torch.arange(1, w + 1, dtype=like.dtype, device=like.device)
+    return torch.cat([(row_9 + row_h1).expand(-1, h, w), (column_9 + column_w).expand(-1, h, w)])
+
+
+class DeformableConv1x1(nn.Module):
+    """Samples `x_BChw` at learned offsets, then mixes channels. Outside the grid is 0."""
+
+    def __init__(self, channels: int, offsets: Offsets = "shared"):
+        super().__init__()
+        self.together = 1 if offsets == "channel" else channels  # channels that are sampled at the same place
+        self.offset = ChannelOffsets(channels) if offsets == "channel" else nn.Conv2d(channels, 2, 1)
         self.mix = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.offset.weight)  # starts as the plain 1x1 convolution
-        nn.init.zeros_(self.offset.bias)
+        if offsets == "shared":
+            nn.init.zeros_(self.offset.weight)  # starts as the plain 1x1 convolution
+            nn.init.zeros_(self.offset.bias)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         h, w = x_BChw.shape[-2:]
         # bf16 resolves an offset to 1/2 cell only at 128 cells; positions are fp32 at least.
         offset_B2hw = self.offset(x_BChw).to(torch.promote_types(x_BChw.dtype, torch.float32))
-        rows_h = torch.arange(h, device=x_BChw.device, dtype=offset_B2hw.dtype)
-        columns_w = torch.arange(w, device=x_BChw.device, dtype=offset_B2hw.dtype)
+        offset_Q2hw = offset_B2hw.reshape(-1, 2, h, w)
+        rows_h = torch.arange(h, device=x_BChw.device, dtype=offset_Q2hw.dtype)
+        columns_w = torch.arange(w, device=x_BChw.device, dtype=offset_Q2hw.dtype)
         # grid_sample without align_corners puts the centre of cell i at (2 i + 1) / size - 1.
-        x_Bhw = (2 * (columns_w + offset_B2hw[:, 0]) + 1) / w - 1
-        y_Bhw = (2 * (rows_h[:, None] + offset_B2hw[:, 1]) + 1) / h - 1
-        grid_Bhw2 = torch.stack([x_Bhw, y_Bhw], dim=-1)
-        sampled = F.grid_sample(x_BChw.to(grid_Bhw2.dtype), grid_Bhw2, mode="bilinear", align_corners=False)
-        return self.mix(sampled.to(x_BChw.dtype))
+        x_Qhw = (2 * (columns_w + offset_Q2hw[:, 0]) + 1) / w - 1
+        y_Qhw = (2 * (rows_h[:, None] + offset_Q2hw[:, 1]) + 1) / h - 1
+        grid_Qhw2 = torch.stack([x_Qhw, y_Qhw], dim=-1)
+        maps_Qhw = x_BChw.reshape(-1, self.together, h, w).to(grid_Qhw2.dtype)
+        sampled = F.grid_sample(maps_Qhw, grid_Qhw2, mode="bilinear", align_corners=False)
+        return self.mix(sampled.reshape(x_BChw.shape).to(x_BChw.dtype))
 
 
 class MixerLayer(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, offsets: Offsets = "shared"):
         super().__init__()
         self.mix, self.mix_norm = nn.Conv2d(channels, channels, 1), LayerNorm2d(channels)
-        self.deform, self.deform_norm = DeformableConv1x1(channels), LayerNorm2d(channels)
+        self.deform, self.deform_norm = DeformableConv1x1(channels, offsets), LayerNorm2d(channels)
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
         """Those of which every task has its own: all."""
@@ -57,6 +104,6 @@ class MixerLayer(nn.Module):
         return x_BChw + self.deform_norm(F.gelu(self.deform(x_BChw)))
 
 
-def deformable_mixer(channels: int, depth: int) -> nn.Module:
+def deformable_mixer(channels: int, depth: int, offsets: Offsets = "shared") -> nn.Module:
     """`depth` mixer layers, `x_BChw -> x_BChw`."""
-    return nn.Sequential(*(MixerLayer(channels) for _ in range(depth)))
+    return nn.Sequential(*(MixerLayer(channels, offsets) for _ in range(depth)))

@@ -71,11 +71,15 @@ class RoutedExperts(nn.Module):
         """The ranks that hold one copy of the experts together."""
         return groups.find_groups(self.ep_size).exchange
 
-    def active_parameters(self) -> int:
-        """Of the routed experts, how many one token passes, wherever they live."""
-        kind, top_k = self.kind, self.config.top_k
-        if kind.pairs:
-            return min(top_k, self.config.count) * self.channels  # the second vectors count with what is replicated
+    def active_parameters(self, tasks: int = 1) -> int:
+        """Of the routed experts, how many one token of each of so many tasks passes, wherever they live.
+
+        At most so many, where tasks share a bank.
+        """
+        kind, config, banks = self.kind, self.config, self.config.banks(tasks)
+        top_k = min(tasks * config.top_k, banks * config.routed)
+        if kind.pairs:  # the second vectors count with what is replicated
+            return min(top_k, banks * config.count) * self.channels
         return top_k * sum(math.prod(shape) for shape in kind.shapes(self.channels, self.config.fine_hidden).values())
 
     def local_experts(self, task: Optional[int]) -> Iterator[tuple[Optional[int], int]]:
