@@ -92,10 +92,10 @@ class Dense(Framed):
         )
 
     def forward(self, levels: list[Tensor]) -> Output:
-        u_TNC, a_NC, images = self.mixed(levels)
+        u_TNC, a_NC, a_BChw = self.mixed(levels)
         for block in self.blocks:
             u_TNC = run(block, u_TNC, a_NC, recompute=self.recompute)
-        return Output(self.predictions(u_TNC, images))
+        return Output(self.predictions(u_TNC, a_BChw.shape[0]), feature=a_BChw)
 
     def describe(self) -> list[tuple[str, str]]:
         size, always_on = self.settings.size, self.always_on

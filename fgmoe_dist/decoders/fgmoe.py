@@ -42,6 +42,10 @@ class FGMoESettings(FrameSettings):
 
     sections: ClassVar[tuple[str, ...]] = ("experts",)
 
+    @property
+    def shares_feature(self) -> bool:
+        return not (self.adapter_rank or self.level_weights)
+
     def conflicts(self, around: Surroundings) -> list[str]:
         experts = around.experts
         found = expert_conflicts(experts, self.channels, around.ep_size, around.precision)
@@ -89,11 +93,12 @@ class FGMoE(Framed):
         return FGMoEBlock(tasks, channels, around.experts, around.ep_size, block, around.seed, self.grid_hw)
 
     def forward(self, levels: list[Tensor]) -> Output:
-        (u_TNC, a_NC, images), terms = self.mixed(levels), []
+        (u_TNC, a_NC, a_BChw), terms = self.mixed(levels), []
+        images = a_BChw.shape[0]  # `len` would be a constant in an exported model
         for block in self.blocks:
             u_TNC, *balance = run(block, u_TNC, a_NC, images, recompute=self.recompute)
             terms.append(BalanceTerms(*balance))
-        return Output(self.predictions(u_TNC, images), terms)
+        return Output(self.predictions(u_TNC, images), terms, feature=a_BChw)
 
     def auxiliary(self, output: Output) -> Auxiliary:
         """The balance losses of all ranks' tokens, and the experts' load."""

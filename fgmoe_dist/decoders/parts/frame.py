@@ -40,6 +40,10 @@ class FrameSettings(GridSettings):
         0, ge=0, le=2**20, description="width of each head's hidden layer; 0: decoder.channels (DeGMix: 180 of 256)"
     )
 
+    @property
+    def shares_feature(self) -> bool:
+        return True
+
 
 class Framed(Decoder):
     """A subclass says what a block is, and what it does with the tokens."""
@@ -59,11 +63,11 @@ class Framed(Decoder):
     @abstractmethod
     def create_block(self, block: int, around: Surroundings) -> nn.Module: ...
 
-    def mixed(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, int]:
-        """Each task's tokens `u_TNC`, those of the aggregated feature `a_NC`, and how many images they are of."""
+    def mixed(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Each task's tokens `u_TNC`, those of the aggregated feature `a_NC`, and that feature itself, `a_BChw`."""
         a_BChw, own_TBChw = self.aggregator(levels, self.grid_hw)
         u_TBChw = torch.stack([mixer(own) for mixer, own in zip(self.mixers, own_TBChw)])
-        return to_tokens(u_TBChw), to_tokens(a_BChw), a_BChw.shape[0]  # `len` would be a constant in an exported model
+        return to_tokens(u_TBChw), to_tokens(a_BChw), a_BChw
 
     def predictions(self, u_TNC: Tensor, images: int) -> dict[str, Tensor]:
         """`[B, K, H, W]` for each task."""
