@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": "score a checkpoint on a data set",
     "score": "score saved predictions, anyone's",
     "predict": "predict on images, with a picture panel each",
+    "prune": "make a trained model smaller: fewer experts, or one task alone",
     "export": "write a trained model as one file that runs without DeepSpeed",
     "sync": "bring MLflow up to date with runs that were killed or offline",
     "compare": "compare runs side by side",

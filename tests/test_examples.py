@@ -255,13 +255,13 @@ def test_parts_of_a_block_at_ep_size_2(runs):
     """A kind of expert, a router and a balance loss; half of the experts on each rank, as with all of them on both."""
     parts = {
         "tasks": "[depth, normals]", "train__steps": 2, "experts__kind": "gated", "experts__router": "cosine",
-        "experts__balance_losses": "{entropy: 0.5}",
+        "experts__balance_losses": "{unevenness: 0.5}",
     }  # fmt: skip
-    with plugged("gated", "cosine", "entropy"):
+    with plugged("gated", "cosine", "unevenness"):
         apart, whole = (runs.train(f"ep{ep_size}", 2, parallel__ep_size=ep_size, **parts) for ep_size in (2, 1))
     for mine, theirs in zip(apart, whole):
-        assert mine["experts/entropy_loss"] == pytest.approx(theirs["experts/entropy_loss"], rel=1e-5)
-        assert 0 < mine["experts/entropy_loss"] < 1
+        assert mine["experts/unevenness_loss"] == pytest.approx(theirs["experts/unevenness_loss"], rel=1e-5)
+        assert 0 < mine["experts/unevenness_loss"] < 1
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
     assert losses(apart) == pytest.approx(losses(whole), rel=1e-5)
     assert read_state(find_checkpoint(runs.folder("ep2"))).ep_size == 2

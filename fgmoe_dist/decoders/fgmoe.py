@@ -29,6 +29,7 @@ from fgmoe_dist.experts.groups import is_expert_parameter
 from fgmoe_dist.experts.routers import Router
 from fgmoe_dist.experts.routers.closing import open_to_fewest
 from fgmoe_dist.experts.rules import conflicts as expert_conflicts
+from fgmoe_dist.experts.rules import kept_conflicts
 from fgmoe_dist.experts.unrouted import Unrouted
 from fgmoe_dist.tasks import Task
 
@@ -63,6 +64,7 @@ class FGMoESettings(FrameSettings):
                 for key, value in (("adapter_rank", self.adapter_rank), ("level_weights", self.level_weights))
                 if value
             ]
+        found += kept_conflicts(experts, len(around.tasks), self.blocks, around.ep_size)
         return found + super().conflicts(around)
 
     def routed(self, around: Surroundings) -> Routed:

@@ -35,6 +35,7 @@ class BalanceTerms(NamedTuple):
     z: Tensor  # of logsumexp(logits)^2, all tasks; differentiable
     gate_TE: Optional[Tensor] = None  # of each expert's gates where it was selected, differentiable
     chance_TE: Optional[Tensor] = None  # of each expert's chance to be selected by noise, differentiable
+    entropy: Optional[Tensor] = None  # of the tokens' scores, all tasks; differentiable
 
     @staticmethod
     def of(
@@ -44,6 +45,7 @@ class BalanceTerms(NamedTuple):
         dropped_T: Optional[Tensor] = None,
         gate_TNK: Optional[Tensor] = None,
         chance_TNE: Optional[Tensor] = None,
+        with_entropy: bool = False,
     ) -> BalanceTerms:
         """`expert_TNK`, and the gates of these, before any were dropped; no `dropped_T`: none."""
         tasks, tokens, experts = score_TNE.shape
@@ -57,7 +59,13 @@ class BalanceTerms(NamedTuple):
             logits_TNE.logsumexp(-1).square().sum(),
             None if gate_TNK is None else none_TE.scatter_add(1, chosen, gate_TNK.flatten(1)),
             None if chance_TNE is None else chance_TNE.sum(1),
+            entropy_of(score_TNE) if with_entropy else None,
         )
+
+
+def entropy_of(score_TNE: Tensor) -> Tensor:
+    """Of each token's scores, a number for all tokens and tasks together."""
+    return torch.special.entr(score_TNE).sum()
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,14 @@ def mutual_information(sums: Sums) -> Tensor:
 FLOOR = 1e-4
 
 
+def entropy(sums: Sums) -> Tensor:
+    """Mean over tokens of the entropy of a token's scores, -sum_e p_e log p_e (SEER-MoE, arXiv 2404.05089).
+
+    Low where each token knows its experts, so that it can do with fewer: for fine-tuning a pruned model.
+    """
+    return sums.here.entropy * sums.share / len(sums.load_TE)
+
+
 def squared_variation(value_E: Tensor) -> Tensor:
     """var / mean^2 over the last dimension."""
     least = torch.finfo(value_E.dtype).tiny
@@ -184,6 +200,7 @@ BALANCE: dict[str, Callable[[Sums], Tensor]] = {
     "importance": importance,
     "load": load,
     "mutual_information": mutual_information,
+    "entropy": entropy,
 }
 
 

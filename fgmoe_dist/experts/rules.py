@@ -147,3 +147,41 @@ def _idle(experts: Experts) -> Iterator[str]:
             f"experts.closed_share={experts.closed_share}: with experts.max_ranks_per_token="
             f"{experts.max_ranks_per_token} a token could be left without an open expert; set one of them to 0"
         )
+
+
+def kept_conflicts(experts: Experts, tasks: int, blocks: int, ep_size: int) -> Iterator[str]:
+    """What of `experts.kept` does not fit a decoder of so many tasks and blocks, one line each."""
+    if not experts.kept:
+        return
+    named, banks = f"experts.kept of {len(experts.kept)} blocks", experts.banks(tasks)
+    if experts.backend != "fused" or (experts.kind in KINDS and KINDS[experts.kind].pairs):
+        yield (
+            f"{named}: experts.backend={experts.backend} with experts.kind={experts.kind} cannot do without some"
+            " experts; set experts.backend=fused and a kind whose experts stand alone"
+        )
+    if len(experts.kept) != blocks or any(len(block) != banks for block in experts.kept):
+        yield (
+            f"{named}: names other banks than the {banks} of each of decoder.blocks={blocks}, by"
+            f" experts.bank={experts.bank} and {tasks} tasks; take the configuration that fgmoe prune wrote"
+        )
+        return
+    for number, left in ((b, left) for b, block in enumerate(experts.kept) for left in block):
+        if sorted(set(left)) != left or (left and left[-1] >= experts.routed):
+            yield (
+                f"{named}: block {number} keeps {left}, which are no rising numbers below the {experts.routed} routed"
+                " experts (experts.count x experts.split); take the configuration that fgmoe prune wrote"
+            )
+            return
+        if len(left) < experts.top_k:
+            few = f"block {number} keeps {len(left)} of a bank, fewer than experts.top_k={experts.top_k}"
+            yield f"{named}: {few}; lower it"
+            return
+    local = experts.routed // ep_size
+    for number, block in enumerate(experts.kept):
+        held = [sum(e // local == rank for left in block for e in left) for rank in range(ep_size)]
+        if len(set(held)) > 1:
+            yield (
+                f"{named}: with parallel.ep_size={ep_size} ranks would hold {', '.join(map(str, held))} experts of"
+                f" block {number}; set parallel.ep_size to 1, or to a number that shares them out evenly"
+            )
+            return

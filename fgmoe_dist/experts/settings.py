@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Optional
 
 from pydantic import Field
 
@@ -52,6 +52,11 @@ class Experts(Section):
     closing: Literal["exclusive", "excluded"] = Field(
         "exclusive", description="exclusive: a closed expert is one task's alone; excluded: it is all others'"
     )
+    kept: list[list[list[Annotated[int, Field(ge=0)]]]] = Field(
+        [],
+        description="of a pruned model (fgmoe prune): for each block, and in it for each task's bank or the shared one,"
+        " the routed experts that are left; empty: all",
+    )
     top_k: int = Field(4, ge=1, le=MOST_EXPERTS, description="k, routed fine experts a token is sent to")
     shared: int = Field(1, ge=0, le=MOST_EXPERTS, description="K_s, always-on fine experts per task")
     global_experts: int = Field(
@@ -85,7 +90,8 @@ class Experts(Section):
     z_weight: float = Field(0.0, ge=0, description="weight of the router z-loss, mean logsumexp(logits)^2")
     balance_losses: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
-        description="weights of further balance losses by name (pooled, importance, load, mutual_information)",
+        description="weights of further losses of routers by name (pooled, importance, load, mutual_information,"
+        " entropy)",
     )
     bias_update_rate: float = Field(
         0.0,
@@ -145,3 +151,8 @@ class Experts(Section):
     def balance_weights(self) -> dict[str, float]:
         """The weight of each balance loss that is computed, by its name in `balance.BALANCE`."""
         return {**{name: getattr(self, key) for name, key in OWN_WEIGHT.items()}, **self.balance_losses}
+
+
+def kept_experts(config: Experts, block: int) -> Optional[list[list[int]]]:
+    """Of each bank of a block the routed experts that are left; None where none was pruned."""
+    return config.kept[block] if config.kept else None

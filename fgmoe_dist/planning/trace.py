@@ -81,6 +81,19 @@ def count(config: Config) -> Counts:
     )
 
 
+def count_forward(config: Config) -> tuple[Work, ...]:
+    """The work of one image's forward pass in evaluation, without routed experts; its parts are encoder and decoder."""
+    config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_size": 1})})
+    recorder = _Recorder()
+    with META, recorder, torch.no_grad():
+        encoder, levels = _trace_encoder(config, recorder)
+        model = _meta_model(config, encoder).eval()
+        model.unroute()
+        recorder.part = "decoder"
+        model(levels)
+    return recorder.work()
+
+
 def _trace_encoder(config: Config, recorder: _Recorder) -> tuple[FrozenEncoder, list[Tensor]]:
     """The encoder without weights, and its levels."""
     name, size_hw, dtype = config.encoder.name, tuple(config.data.image_size), PRECISIONS[config.encoder_precision]

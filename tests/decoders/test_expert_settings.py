@@ -46,6 +46,7 @@ AROUND = {
 SETTINGS = {name: {"experts": experts} for name, experts in EXPERTS.items()}
 SETTINGS |= {name: {"decoder": decoder} for name, decoder in AROUND.items()}
 SETTINGS["crossing"] = {"experts": {"global_input": "tasks", "task_embedding": True}, "decoder": {"blocks": 2}}
+SETTINGS["pruned"] = {"experts": {**SHARED, "kept": [[[0, 1, 4, 5]], [[2, 3, 6, 7]]]}, "decoder": {"blocks": 2}}
 every_setting = pytest.mark.parametrize("name", SETTINGS)
 
 

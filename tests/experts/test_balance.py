@@ -19,6 +19,7 @@ from fgmoe_dist.experts.balance import (
     metrics,
     rank_imbalance,
 )
+from fgmoe_dist.experts.routers import ROUTERS
 from fgmoe_dist.experts.routers.token import TokenRouter
 from fgmoe_dist.experts.settings import OWN_WEIGHT, Experts
 from tests.experts.test_routers import X, routers
@@ -31,13 +32,17 @@ def losses_of(load: list, scores: list, groups: int = 1) -> dict[str, float]:
     """Of tasks with one token a unit of load, top-1, and these mean scores; a list of lists, or of one task."""
     load_TE, score_TE = torch.atleast_2d(torch.tensor(load)), torch.atleast_2d(torch.tensor(scores))
     tokens = load_TE[0].sum()
-    terms = BalanceTerms(load_TE, torch.zeros(len(load_TE)), tokens, tokens * score_TE, torch.tensor(0.0))
+    entropy = tokens * -(score_TE.clamp(min=1e-30).log() * score_TE).sum()  # of as many tokens with the same scores
+    terms = BalanceTerms(
+        load_TE, torch.zeros(len(load_TE)), tokens, tokens * score_TE, torch.tensor(0.0), entropy=entropy
+    )
     return values([terms], groups)
 
 
 def values(terms: list[BalanceTerms], groups: int = 1) -> dict[str, float]:
     """Every loss there is, by name."""
-    losses, _ = auxiliary_losses(terms, Experts(balance_losses=dict.fromkeys(FREE, 0.5)), groups)
+    free = [name for name in FREE if name != "entropy" or terms[0].entropy is not None]
+    losses, _ = auxiliary_losses(terms, Experts(balance_losses=dict.fromkeys(free, 0.5)), groups)
     return {name.split("/")[1].removesuffix("_loss"): value.item() for name, (_, value) in losses.items()}
 
 
@@ -172,3 +177,21 @@ def test_the_imbalance_between_ranks_is_that_of_all_their_experts():
     assert rank_imbalance(LOAD, 2) == pytest.approx(12 / 8), "tasks: 4 and 4, 8 and 0 slots"
     assert rank_imbalance(LOAD, 4) == pytest.approx(8 / 4)
     assert rank_imbalance(torch.cat([LOAD, LOAD.flip(2)]), 2) == 1, "another block makes up for it"
+
+
+def test_entropy_is_the_tokens_own_and_not_that_of_their_mean():
+    """Half of the tokens are sure of one expert, half of the other: the load is even, and each token's entropy 0."""
+    logits_TNE = torch.tensor([[[0.0, -1e9], [-1e9, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    terms = BalanceTerms.of(
+        logits_TNE, logits_TNE.softmax(-1), torch.zeros(2, 2, 1, dtype=torch.long), with_entropy=True
+    )
+    losses, _ = auxiliary_losses([terms], Experts(balance_losses={"entropy": 0.5}), 1)
+    weight, loss = losses["experts/entropy_loss"]
+    assert weight == 0.5 and loss.item() == pytest.approx((0 + math.log(2)) / 2)
+
+
+def test_every_router_tells_its_entropy():
+    for name, router in ROUTERS.items():
+        config = Experts(balance_losses={"entropy": 1.0}, count=4, split=1, top_k=2, router=name)
+        balance = router(1, 2, config)(X).balance
+        assert balance.entropy > 0 and balance.entropy.requires_grad

@@ -1,10 +1,12 @@
 """Our own backend: one dispatch for the tokens of all tasks.
 
-Legend: T tasks, N tokens of a task, C channels, K selected experts, M rows on this rank.
+Legend: T tasks, N tokens of a task, C channels, E routed experts of a bank, O banks, K selected experts, M rows on this
+rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Iterator
 
 import torch
@@ -17,6 +19,7 @@ from fgmoe_dist.experts.kernels import choose_kernel, explain_kernel, find_kerne
 from fgmoe_dist.experts.kernels.reference import by_image
 from fgmoe_dist.experts.routers import ROUTERS
 from fgmoe_dist.experts.routers.closing import closed_experts
+from fgmoe_dist.experts.settings import kept_experts
 
 ROUTER_WEIGHTS = "routers.weight_TCE"  # where this backend keeps its routers; it is what others' checkpoints convert to
 
@@ -30,7 +33,14 @@ class FusedExperts(RoutedExperts):
         self.routers.close(closed_experts(self.config, self.tasks, self.seed, self.block))
         self._shared = self.config.bank == "shared"
         owners = [None] if self._shared else range(self.tasks)
-        self._here = [place for owner in owners for place in self.local_experts(owner)]
+        kept = kept_experts(self.config, self.block)
+        self._here = [
+            place for owner in owners for place in self.local_experts(owner)
+            if kept is None or place[1] in kept[owner or 0]
+        ]  # fmt: skip
+        self.register_buffer("place_OE", None if kept is None else self._places(kept), persistent=False)
+        if kept is not None:
+            self.routers.prune((self.place_OE < 0).expand(self.tasks, -1))
         if self.kind.pairs:
             seconds = self.config.split
             # What is placed, and named in checkpoints, are the first vectors.
@@ -40,6 +50,15 @@ class FusedExperts(RoutedExperts):
         else:
             identities = [self.initial(*place) for place in self._here]
             self.bank = ExpertBank(self.kind, self.channels, self.config.fine_hidden, identities, self.ep_size)
+
+    def _places(self, kept: Sequence[Sequence[int]]) -> Tensor:
+        """Where each expert of O banks lies in the bank of the rank that holds it; -1 where it was pruned."""
+        place_OE = torch.full((len(kept), self.num_experts), -1)
+        for first in range(0, self.num_experts, self.num_local_experts):
+            local = range(first, first + self.num_local_experts)
+            for place, (owner, expert) in enumerate((o, e) for o, left in enumerate(kept) for e in local if e in left):
+                place_OE[owner, expert] = place
+        return place_OE
 
     def logical_experts(self) -> Iterator[LogicalExpert]:
         if self.kind.pairs:
@@ -61,9 +80,13 @@ class FusedExperts(RoutedExperts):
         routing = self.routers(x_TNC, images)
         local, device = self.num_local_experts, x_TNC.device
         # Index in the bank of the rank that holds the expert: that rank's experts of task 0, then of task 1, ...
-        index_TNK = routing.expert_TNK % local
-        if not self._shared:
-            index_TNK = index_TNK + local * torch.arange(self.tasks, device=device)[:, None, None]
+        if self.place_OE is not None:
+            place_TE = self.place_OE.expand(self.tasks, -1)
+            index_TNK = place_TE.gather(1, routing.expert_TNK.clamp(min=0).flatten(1)).view_as(routing.expert_TNK)
+        else:
+            index_TNK = routing.expert_TNK % local
+            if not self._shared:
+                index_TNK = index_TNK + local * torch.arange(self.tasks, device=device)[:, None, None]
         index_TNK = index_TNK.where(routing.expert_TNK >= 0, -1)
         x_NC, weight_NK, index_NK = (t.flatten(0, 1) for t in (x_TNC, routing.weight_TNK, index_TNK))
         if self.ep_size == 1:

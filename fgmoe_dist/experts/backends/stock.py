@@ -124,4 +124,6 @@ def route_as_stock(x_TNC: Tensor, weight_TCE: Tensor, config: Experts, dropped_T
     logits_TNE = torch.bmm(x_TNC.float(), weight_TCE.float())
     score_TNE = logits_TNE.softmax(-1)
     weight_TNK, expert_TNK = score_TNE.topk(config.top_k, dim=-1)
-    return Routing(weight_TNK, expert_TNK, None, BalanceTerms.of(logits_TNE, score_TNE, expert_TNK, dropped_T))
+    with_entropy = "entropy" in config.balance_losses
+    balance = BalanceTerms.of(logits_TNE, score_TNE, expert_TNK, dropped_T, with_entropy=with_entropy)
+    return Routing(weight_TNK, expert_TNK, None, balance)

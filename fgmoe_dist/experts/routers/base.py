@@ -32,10 +32,18 @@ class Router(nn.Module):
         self.tasks, self.channels, self.config = tasks, channels, config
         self.groups = config.groups or ep_size  # of experts that share a device
         self.register_buffer("closed_TE", None, persistent=False)  # which experts a task may not use; None: none
+        self.register_buffer("gone_TE", None, persistent=False)  # which were pruned
 
     def close(self, closed_TE: Optional[Tensor]) -> None:
         """From now on a task uses no expert where `closed_TE` is true."""
         self.closed_TE = closed_TE
+
+    def prune(self, gone_TE: Optional[Tensor]) -> None:
+        """From now on no token goes to an expert where `gone_TE` is true; its logit stays in the others' softmax.
+
+        So an expert that no token has chosen can go, and nothing changes.
+        """
+        self.gone_TE = gone_TE
 
     def forward(self, x_TNC: Tensor, images: int = 1) -> Routing:
         """The tokens are those of `images` images, one after the other; a rank may have none."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fgmoe_dist.experts.balance import BalanceTerms
+from fgmoe_dist.experts.balance import BalanceTerms, entropy_of
 from fgmoe_dist.experts.routers.base import Routing
 from fgmoe_dist.experts.routers.token import TokenRouter, at_least_fp32
 
@@ -38,6 +38,7 @@ class ExpertRouter(TokenRouter):
                 score_TE=score_TNE.sum(1),
                 z=logits_TNE.logsumexp(-1).square().sum(),
                 gate_TE=weight_TNE.sum(1) if "importance" in config.balance_losses else None,
+                entropy=entropy_of(score_TNE) if "entropy" in config.balance_losses else None,
             )
         return Routing(weight_TNE * config.gate_scale, every_E.where(chosen_TNE, -1), None, balance)
 
@@ -48,4 +49,6 @@ class ExpertRouter(TokenRouter):
         taken = min(tokens, max(1, self.config.top_k * tokens // self.config.routed))
         best_TBcE = score_TBnE.topk(taken, dim=2).indices
         chosen_TNE = torch.zeros_like(score_TBnE, dtype=torch.bool).scatter_(2, best_TBcE, True).flatten(1, 2)
-        return chosen_TNE if self.closed_TE is None else chosen_TNE & ~self.closed_TE[:, None]
+        for closed_TE in (self.closed_TE, self.gone_TE):
+            chosen_TNE = chosen_TNE if closed_TE is None else chosen_TNE & ~closed_TE[:, None]
+        return chosen_TNE

@@ -83,6 +83,7 @@ class TokenRouter(Router):
             balance = BalanceTerms.of(
                 logits_TNE, score_TNE, chosen_TNK, dropped_T,
                 kept_TNK if "importance" in config.balance_losses else None, chance_TNE,
+                "entropy" in config.balance_losses,
             )  # fmt: skip
         return Routing(weight_TNK, expert_TNK, gates_TNS, balance)
 
@@ -140,6 +141,8 @@ class TokenRouter(Router):
         config = self.config
         if self.bias_TE is not None:
             by_TNE = self._open(self._score(by_TNE) + self.bias_TE[:, None])
+        if self.gone_TE is not None:
+            by_TNE = by_TNE.masked_fill(self.gone_TE[:, None], -math.inf)
         if 0 < config.max_ranks_per_token < self.groups:
             by_TNE = keep_best_groups(by_TNE, self.groups, config.max_ranks_per_token)
         return by_TNE.topk(config.top_k, dim=-1).indices

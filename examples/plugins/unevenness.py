@@ -7,9 +7,9 @@ from torch.special import entr
 from fgmoe_dist.experts.balance import BALANCE
 
 
-def entropy(sums):
+def unevenness(sums):
     share_TE = sums.mean_score_TE  # of all ranks' tokens, with the gradient of this rank's
     return 1 - entr(share_TE).sum(1).mean() / math.log(share_TE.shape[1])
 
 
-BALANCE["entropy"] = entropy
+BALANCE["unevenness"] = unevenness

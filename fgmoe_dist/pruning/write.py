@@ -1,0 +1,56 @@
+"""A run folder with a pruned model in it, which evaluates, predicts, exports and trains on like any other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fgmoe_dist.checkpoints.folder import CheckpointState, partial_folder, publish
+from fgmoe_dist.config import Config, build_config, to_yaml
+from fgmoe_dist.tracking.run_folder import RunFolder
+
+
+def write_run(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    state: CheckpointState,
+    changes: Mapping[str, Any],
+    about: dict[str, Any],
+) -> Config:
+    """Writes `tensors` as the one checkpoint of a new run; returns its configuration.
+
+    Args:
+        folder: of the run; made, or a run's already.
+        state: of the checkpoint that they come from.
+        changes: of its configuration, by section; those outside sections, such as `tasks`, by key.
+        about: further facts for `about.json`.
+    """
+    values = dict(state.config)
+    for key, value in {**changes, "run": {"dir": str(folder), "name": folder.name}}.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    config = build_config(values, str(folder), defined_tasks=state.definitions)
+    run = RunFolder(folder)
+    run.create(to_yaml(config))
+    partial = partial_folder(run.checkpoints, state.step)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    experts = {name: value for name, value in tensors.items() if ".experts." in name}
+    save_file({name: value for name, value in tensors.items() if name not in experts}, partial / "decoder.safetensors")
+    if experts:
+        save_file(experts, partial / "experts-000-of-001.safetensors")
+    publish(
+        partial,
+        replace(
+            state, config=config.model_dump(mode="json"), tasks=list(config.tasks), score=None, scored=0, ep_size=1,
+            world=1, weighting={},
+        ),
+        keep=1,
+    )  # fmt: skip
+    run.update_about(status="FINISHED", **about)
+    return config
