@@ -30,23 +30,15 @@ def choose(usage_LTE: Tensor, experts: Experts, keep: str | float, globally: boo
     there = experts.kept or [[list(range(experts.routed))] * len(usage_OE) for usage_OE in usage_LOE]
     numbers: Counter[tuple[int, int]] = Counter()
     # The most used first; of equals, the earlier.
-    order = sorted(
-        (
-            (b, o, e)
-            for b, block in enumerate(there)
-            for o, left in enumerate(block)
-            if shared or o in tasks
-            for e in left
-        ),
-        key=lambda place: (-usage_LOE[place[0]][place[1]][place[2]], place),
-    )
+    free = [(b, o) for b, block in enumerate(there) for o in range(len(block)) if shared or o in tasks]
+    order = sorted(((b, o, e) for b, o in free for e in there[b][o]), key=lambda p: (-usage_LOE[p[0]][p[1]][p[2]], p))
     if keep == USED:
         numbers.update((b, o) for b, o, e in order if usage_LOE[b][o][e] > 0)
     elif globally:
         numbers.update((b, o) for b, o, _ in order[: _share(keep, len(order))])
     else:
-        numbers.update({(b, o): _share(keep, len(there[b][o])) for b, o, _ in order})
-    kept = [[list(left) if not (shared or o in tasks) else [] for o, left in enumerate(block)] for block in there]
+        numbers.update({(b, o): _share(keep, len(there[b][o])) for b, o in free})
+    kept = [[[] if (b, o) in free else list(left) for o, left in enumerate(block)] for b, block in enumerate(there)]
     for b, o, e in order:
         if len(kept[b][o]) < max(numbers[b, o], experts.top_k):
             kept[b][o].append(e)

@@ -5,12 +5,11 @@ smaller model as a run folder that evaluates, predicts, exports and trains on li
 2404.05089). A dropped expert's score stays among those that the others are weighed against: to drop what nobody chose,
 `--keep used`, changes no prediction. Several --keep make a table of accuracy against size, with --evaluate.
 
-fgmoe prune --checkpoint runs/demo --calibrate data/demo/shards/train --keep used --output runs/used
-fgmoe prune --checkpoint runs/demo --calibrate data/demo/shards/train --keep 0.75 0.5 0.25 --evaluate data/demo/shards/val --output runs/pruned
-fgmoe prune --checkpoint runs/demo --task depth --calibrate data/demo/shards/train --output runs/depth
+fgmoe prune --checkpoint runs/a --calibrate shards/train --keep used --output runs/used
+fgmoe prune --checkpoint runs/a --calibrate shards/train --keep 0.75 0.5 --evaluate shards/val --output runs/fewer
+fgmoe prune --checkpoint runs/a --calibrate shards/train --task depth --output runs/depth
 
-Then train it to do with fewer, each token sure of its experts:
-fgmoe train --config runs/used/config.yaml run.dir=runs/tuned --resume runs/used train.steps=400 experts.top_k=2 experts.balance_losses.entropy=0.01
+docs/experts.md shows how to train it on, to do with fewer experts a token.
 """
 
 from __future__ import annotations
@@ -85,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
         model, config, state = load_model(args.checkpoint)
         if config.decoder.kind != "fgmoe":
             raise UserError(
-                f"--checkpoint {args.checkpoint}: its decoder.kind={config.decoder.kind} has no experts that prune knows;"
-                " name a run of fgmoe"
+                f"--checkpoint {args.checkpoint}: its decoder.kind={config.decoder.kind} has no experts that prune"
+                " knows; name a run of fgmoe"
             )
         rows = list(_prune(args, model, config, state, ranks))
         table = to_markdown(rows)

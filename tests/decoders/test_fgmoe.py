@@ -405,9 +405,10 @@ def test_only_the_decoder_trains_and_all_of_it():
         assert gradient is None or gradient.isfinite().all(), name
 
 
-def test_recomputing_blocks_changes_no_gradient():
-    plain = gradients(configuration())
-    recomputed = gradients(configuration(train__activation_checkpointing=True))
+@pytest.mark.parametrize("reads", ["aggregated", "tasks"])
+def test_recomputing_blocks_changes_no_gradient(reads):
+    plain = gradients(configuration(experts__global_input=reads))
+    recomputed = gradients(configuration(experts__global_input=reads, train__activation_checkpointing=True))
     assert plain.keys() == recomputed.keys()
     for name in plain:
         if plain[name] is not None:

@@ -57,7 +57,7 @@ def test_counts_are_those_of_every_token_asked_one_by_one(bank):
     tasks, experts, top_k = 2, 8, 2
     hard, soft = torch.zeros(2, tasks, experts, dtype=torch.float64)
     with torch.inference_mode():
-        for task, x_C in ((task, x_C) for x_TNC in seen for task in range(tasks) for x_C in x_TNC[task]):
+        for task, x_C in [(index, x_C) for x_TNC in seen for index in range(tasks) for x_C in x_TNC[index]]:
             scores = (x_C @ router.weight_TCE[task]).softmax(0)
             for expert in scores.argsort(descending=True)[:top_k].tolist():
                 hard[task, expert] += 1
@@ -103,7 +103,7 @@ def test_the_verb_writes_runs_that_score_alike_and_train_on(bank, runs, tmp_path
     runs.train("run", 1, **small)
     folder, calibrate = runs.folder("run"), read_state(find_checkpoint(runs.folder("run"))).config["data"]["val"]
     main(["prune", "--checkpoint", str(folder), "--calibrate", calibrate, "--keep", "used", "0.5",
-          "--evaluate", calibrate, "--output", str(tmp_path / "pruned"), "--json", str(tmp_path / "t.json")])  # fmt: skip
+          "--evaluate", calibrate, "--output", str(tmp_path / "pruned")])  # fmt: skip
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     whole, used, half = lines[1:]
     assert whole[6:] == used[6:] and int(half[2]) == int(whole[2]) // 2

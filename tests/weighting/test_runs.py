@@ -57,9 +57,10 @@ def test_every_layout_trains_as_one_rank(runs, settings):
 
 
 @pytest.mark.slow
-def test_experts_that_all_tasks_share_are_weighed_too_wherever_they_live(runs):
-    """Each rank has half of the one bank; their inner products and gradients are those of one rank with all of it."""
-    shared = {**FEW, **METHODS["pcgrad"], "train__steps": 3, "experts__bank": "shared"}
+@pytest.mark.parametrize("reached", [{"experts__bank": "shared"}, {"experts__global_input": "tasks"}])
+def test_experts_that_all_tasks_reach_are_weighed_too_wherever_they_live(runs, reached):
+    """Each rank has half of them; their inner products and gradients are those of one rank with all of them."""
+    shared = {**FEW, **METHODS["pcgrad"], "train__steps": 3, **reached}
     one = curves(runs.train("one", 1, **shared))
     two = curves(runs.train("two", 2, parallel__ep_size=2, **shared))
     assert any(factor != 1 for factor in one["weight/depth"])

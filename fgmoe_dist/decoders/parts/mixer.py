@@ -22,8 +22,7 @@ from fgmoe_dist.decoders.parts.layers import LayerNorm2d
 
 Offsets = Literal["shared", "channel"]
 
-# Rows and columns of a 3x3 window around its centre, row after row.
-WINDOW = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+WINDOW = 9  # cells of a 3x3 convolution
 
 
 class ChannelOffsets(nn.Module):
@@ -38,27 +37,29 @@ class ChannelOffsets(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.shift = nn.Conv2d(channels, 2 * len(WINDOW), 3, padding=1)
-        self.spread = nn.Conv2d(2 * len(WINDOW), 2 * channels, 3, padding=1, groups=2)
+        self.shift = nn.Conv2d(channels, 2 * WINDOW, 3, padding=1)
+        self.spread = nn.Conv2d(2 * WINDOW, 2 * channels, 3, padding=1, groups=2)
         nn.init.zeros_(self.shift.weight)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        wide = torch.promote_types(x_BChw.dtype, torch.float32)
-        position_18hw = _window_positions(*x_BChw.shape[-2:], like=x_BChw.new_empty(0, dtype=wide))
-        return self._spread(position_18hw + self.shift(x_BChw).to(wide))
-
-    def _spread(self, position_B18hw: Tensor) -> Tensor:
-        """In the positions' precision: bf16 counts rows up to 256 only."""
-        weight, bias = (parameter.to(position_B18hw.dtype) for parameter in self.spread.parameters())
-        return F.conv2d(position_B18hw, weight, bias, padding=1, groups=2)
+        # bf16 counts rows up to 256 only.
+        shift_B18hw = self.shift(x_BChw).to(torch.promote_types(x_BChw.dtype, torch.float32))
+        weight, bias = (parameter.to(shift_B18hw.dtype) for parameter in (self.spread.weight, self.spread.bias))
+        return F.conv2d(_window_positions(shift_B18hw) + shift_B18hw, weight, bias, padding=1, groups=2)
 
 
-def _window_positions(h: int, w: int, like: Tensor) -> Tensor:
-    """`[18, h, w]`: of each cell the rows of its window, and then its columns."""
-    row_9, column_9 = torch.tensor(WINDOW, dtype=like.dtype, device=like.device).T[..., None, None]
-    row_h1 = torch.arange(1, h + 1, dtype=like.dtype, device=like.device)[:, None]
-    column_w = torch.arange(1, w + 1, dtype=like.dtype, device=like.device)
-    return torch.cat([(row_9 + row_h1).expand(-1, h, w), (column_9 + column_w).expand(-1, h, w)])
+def _window_positions(like: Tensor) -> Tensor:
+    """`[18, h, w]` on the grid of `like`: of each cell the rows of its window, and then its columns."""
+    h, w = like.shape[-2:]
+
+    def near(size: int) -> Tensor:
+        """`[3, size]`: the cells before, at and after each."""
+        cell, side = (torch.arange(*ends, dtype=like.dtype, device=like.device) for ends in ((1, size + 1), (-1, 2)))
+        return side[:, None] + cell
+
+    row_33hw = near(h)[:, None, :, None].expand(3, 3, h, w)
+    column_33hw = near(w)[None, :, None, :].expand(3, 3, h, w)
+    return torch.cat([row_33hw.flatten(0, 1), column_33hw.flatten(0, 1)])
 
 
 class DeformableConv1x1(nn.Module):
