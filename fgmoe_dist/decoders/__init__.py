@@ -6,6 +6,7 @@ from fgmoe_dist.decoders.base import Decoder
 from fgmoe_dist.decoders.cross_stitch import CrossStitch
 from fgmoe_dist.decoders.dense import Dense
 from fgmoe_dist.decoders.fgmoe import FGMoE
+from fgmoe_dist.decoders.interrogate import Interrogate
 from fgmoe_dist.decoders.invpt import InvPT
 from fgmoe_dist.decoders.mlore import MLoRE
 from fgmoe_dist.decoders.mti_net import MTINet
@@ -26,5 +27,6 @@ DECODERS: dict[str, type[Decoder]] = {
     "mti_net": MTINet,
     "invpt": InvPT,
     "taskexpert": TaskExpert,
+    "interrogate": Interrogate,
     "mlore": MLoRE,
 }

@@ -36,7 +36,7 @@ def row(keep: str, model: Model, config: Config, validation: str | None, ranks: 
     counts, flops = parameter_counts(model.decoder, model.encoder, ep_size=1), flops_of(config)
     found = {
         "keep": keep,
-        "experts": count_kept(config.experts, len(config.tasks), config.decoder.blocks),
+        "experts": count_kept(config.experts, len(config.tasks), config.routed.blocks),
         "parameters": {name: counts[name] for name in ("total", "trained", "routed", "active")},
         "gflops": round(flops.encoder + flops.decoder, 3),
     }

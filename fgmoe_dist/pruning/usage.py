@@ -34,7 +34,7 @@ def count_usage(model: Model, images: Iterable[Tensor]) -> Usage:
 
     def note(block: int):
         def hook(_module, _inputs, routing: Routing) -> None:
-            chosen_TX, gate_TX = routing.expert_TNK.flatten(1), routing.weight_TNK.flatten(1).double()
+            chosen_TX, gate_TX = routing.expert_TNK.flatten(1).cpu(), routing.weight_TNK.flatten(1).double().cpu()
             kept_TX = (chosen_TX >= 0).double()  # a slot that found its expert full goes nowhere
             hard_LTE[block].scatter_add_(1, chosen_TX.clamp(min=0), kept_TX)
             soft_LTE[block].scatter_add_(1, chosen_TX.clamp(min=0), kept_TX * gate_TX)
@@ -45,7 +45,7 @@ def count_usage(model: Model, images: Iterable[Tensor]) -> Usage:
     try:
         with torch.inference_mode():
             for image_3HW in images:
-                model(image_3HW[None])
+                model(image_3HW[None].to(next(model.parameters()).device))
                 seen += 1
     finally:
         for handle in handles:

@@ -1,4 +1,4 @@
-"""Make a trained FGMoE smaller: drop the routed experts that images of yours use least, or keep one task alone.
+"""Make a trained model smaller: drop the routed experts that images of yours use least, or keep one task alone.
 
 Counts on the images of --calibrate how often each expert is chosen, keeps the most used of every block, and writes the
 smaller model as a run folder that evaluates, predicts, exports and trains on like any other (SEER-MoE, arXiv
@@ -9,13 +9,16 @@ fgmoe prune --checkpoint runs/a --calibrate shards/train --keep used --output ru
 fgmoe prune --checkpoint runs/a --calibrate shards/train --keep 0.75 0.5 --evaluate shards/val --output runs/fewer
 fgmoe prune --checkpoint runs/a --calibrate shards/train --task depth --output runs/depth
 
+Of a run of decoder.kind=interrogate it takes out the units that no gate uses, and needs no images:
+fgmoe prune --checkpoint runs/gated --output runs/small
+
 docs/experts.md shows how to train it on, to do with fewer experts a token.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fgmoe_dist.arguments import add_checkpoint, add_json, add_output, check_outputs, count
@@ -34,7 +37,7 @@ USED = "used"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
-    parser.add_argument("--calibrate", required=True, metavar="SHARDS", help="images on which experts are counted")
+    parser.add_argument("--calibrate", metavar="SHARDS", help="images on which experts are counted; fgmoe needs some")
     parser.add_argument("--images", type=count, metavar="N", help="count on the first N of them (default: all)")
     parser.add_argument(
         "--keep", nargs="+", type=_keep, default=[USED], metavar="SHARE",
@@ -82,12 +85,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"prune: runs in one process, not in {ranks.world}; start it without a launcher")
         tell(f"loading {args.checkpoint} and the encoder's weights ...")
         model, config, state = load_model(args.checkpoint)
-        if config.decoder.kind != "fgmoe":
-            raise UserError(
-                f"--checkpoint {args.checkpoint}: its decoder.kind={config.decoder.kind} has no experts that prune"
-                " knows; name a run of fgmoe"
-            )
-        rows = list(_prune(args, model, config, state, ranks))
+        rows = list(_ways(args, config)(args, model.to(ranks.device), config, state, ranks))
         table = to_markdown(rows)
         print(table, end="")
         if args.markdown:
@@ -97,7 +95,47 @@ def run(args: argparse.Namespace) -> None:
         print(f"models: {args.output}")
 
 
-def _prune(
+def _ways(args: argparse.Namespace, config: Config) -> Callable[..., Iterator[dict[str, Any]]]:
+    """How a model of this decoder is made smaller. UserError where it is not, or where the options do not fit."""
+    kind = config.decoder.kind
+    if kind == "interrogate":
+        if given := [name for name in ("calibrate", "tasks", "task") if getattr(args, name)]:
+            raise UserError(f"--{given[0]}: decoder.kind=interrogate loses what its gates do not use; leave it out")
+        if config.decoder.gates:
+            raise UserError(f"--checkpoint {args.checkpoint}: was pruned already, its gates are fixed")
+        return _prune_units
+    if kind != "fgmoe":
+        raise UserError(
+            f"--checkpoint {args.checkpoint}: nothing of its decoder.kind={kind} can be left out; name a run of fgmoe"
+            " or interrogate"
+        )
+    if not args.calibrate:
+        raise UserError("--calibrate: is missing; name shards on which to count how often each expert is chosen")
+    return _prune_experts
+
+
+def _prune_units(
+    args: argparse.Namespace, model: Model, config: Config, state: CheckpointState, ranks: Ranks
+) -> Iterator[dict[str, Any]]:
+    """A row of the table for the gated model, then for the one without what no gate takes, which is written."""
+    from fgmoe_dist.checkpoints.checkpoint import load_model
+    from fgmoe_dist.checkpoints.folder import find_checkpoint
+    from fgmoe_dist.pruning import units
+    from fgmoe_dist.pruning.cut import tensors_of
+    from fgmoe_dist.pruning.table import row
+    from fgmoe_dist.pruning.write import write_run
+
+    yield row("whole", model, config, args.evaluate, ranks)
+    checkpoint = find_checkpoint(args.checkpoint)
+    tensors = dict(tensors_of(checkpoint))
+    open_LTC = units.open_gates(tensors)
+    about = {"pruned": {"from": str(checkpoint)}}
+    write_run(args.output, units.without_units(tensors, open_LTC), state, units.changes(open_LTC), about)
+    smaller, its_config, _ = load_model(args.output)
+    yield row(USED, smaller.to(ranks.device), its_config, args.evaluate, ranks)
+
+
+def _prune_experts(
     args: argparse.Namespace, model: Model, config: Config, state: CheckpointState, ranks: Ranks
 ) -> Iterator[dict[str, Any]]:
     """A row of the table for the whole model, then for each smaller one, which is written."""
@@ -110,7 +148,7 @@ def _prune(
     from fgmoe_dist.pruning.write import write_run
 
     tasks = _tasks(args, config)
-    usage = count_usage(model.to(ranks.device), calibration_images(model, config, args.calibrate, args.images))
+    usage = count_usage(model, calibration_images(model, config, args.calibrate, args.images))
     counts_LTE = usage.hard_LTE if args.by == "hard" else usage.soft_LTE
     checkpoint = find_checkpoint(args.checkpoint)
     yield row("whole", model, config, args.evaluate, ranks)
