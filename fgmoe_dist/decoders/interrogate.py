@@ -1,16 +1,16 @@
 """InterroGate (arXiv 2402.16848): a network of each task and a shared one, and gates that learn which units to share.
 
-    phi_t = block_t(u_t),   psi = block_s(s)                   of every layer; u_t and s are the aggregated feature first
-    u_t  <- G_t phi_t + (1 - G_t) psi                          channel by channel, G_t = [sigmoid(alpha_t) >= 1/2]
+    phi_t = block_t(u_t),   psi = block_s(s)               of every layer; u_t and s are the aggregated feature first
+    u_t  <- G_t phi_t + (1 - G_t) psi                      channel by channel, G_t = [sigmoid(alpha_t) >= 1/2]
     s    <- sum_t softmax_t(beta)_t u_t
     y_t   = head of the last u_t
     loss  + lambda mean_t max(0, mean over layers and channels of sigmoid(alpha_t) - tau)
 
 The gradient of G is that of the sigmoid (straight-through). At first half of the gates, drawn at random, are open; the
-loss asks for sharing where more than a share tau of a task's units are its own. After training gates are fixed: a block's channel
-that no gate takes can go, and `fgmoe prune` takes it out; `decoder.gates` then says which are open, and nothing of the
-answer changes. So a block is a 3x3 convolution, batch norm and GELU, which treat their outputs one by one; a layer norm
-would mix them.
+loss asks for sharing where more than a share tau of a task's units are its own. After training gates are fixed: a
+block's channel that no gate takes can go, and `fgmoe prune` takes it out; `decoder.gates` then says which are open, and
+nothing of the answer changes. So a block is a 3x3 convolution, batch norm and GELU, which treat their outputs one by
+one; a layer norm would mix them.
 
 What differs, and why: the published networks are convolutional encoders, split layer by layer, that start from trained
 single-task ones; here the encoder is frozen, and layers behind the aggregated feature are split. The paper was read in
