@@ -46,6 +46,6 @@ def create_decoder(config: Config, levels: Levels, tasks: list[Task]) -> Decoder
 
 def create_model(config: Config, info: DatasetInfo) -> Model:
     """The model that `config` describes for the data set `info`."""
-    tasks = create_tasks(config.tasks, info, config.train.edge_positive_weight)
+    tasks = create_tasks(config.tasks, info, config.train.edge_positive_weight, config.train.class_balance)
     encoder = create_encoder(config)
     return Model(encoder, create_decoder(config, Levels(encoder.channels, encoder.strides), tasks))

@@ -59,6 +59,8 @@ class CheckpointState:
     buffers: list[str] = field(default_factory=list)
     # Of the weighting method: its `kind` and what it has to remember. Empty in checkpoints from before there were any.
     weighting: dict[str, Any] = field(default_factory=dict)
+    # By task, what `train.class_balance` has counted.
+    class_balance: dict[str, list[float]] = field(default_factory=dict)
     # What the data set says of tasks that are its own (`ShardSet.definitions`).
     definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT

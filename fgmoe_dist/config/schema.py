@@ -66,6 +66,12 @@ class Train(Section):
         description="image: mean of each image's own loss, the same however a batch is split; batch: pooled pixels",
     )
     edge_positive_weight: float = Field(0.95, gt=0, lt=1, description="w of the edge loss: w on edges, 1-w elsewhere")
+    class_balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how far classes of semseg and human_parts are weighed to have like gradients; 0: not, 1: wholly",
+    )
     activation_checkpointing: bool = Field(False, description="recompute the blocks in backward, of fgmoe and dense")
     log_every: int = Field(20, ge=1, le=MOST_STEPS, description="steps between log lines")
     checkpoint_every: int = Field(1000, ge=0, le=MOST_STEPS, description="steps between checkpoints; 0: only the last")

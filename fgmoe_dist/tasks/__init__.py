@@ -20,19 +20,22 @@ from fgmoe_dist.tasks.registry import KINDS, TASKS
 __all__ = ["IGNORE", "KINDS", "TASKS", "DatasetInfo", "Task", "baselines", "create_tasks", "headlines", "labels_of"]
 
 
-def create_tasks(names: Sequence[str], info: DatasetInfo, edge_positive_weight: float = 0.95) -> list[Task]:
+def create_tasks(
+    names: Sequence[str], info: DatasetInfo, edge_positive_weight: float = 0.95, class_balance: float = 0.0
+) -> list[Task]:
     """The tasks named, in that order.
 
     Args:
         names: of `TASKS`, or defined by the data set.
         info: the data set.
         edge_positive_weight: the weight of boundary pixels in the loss of boundary tasks.
+        class_balance: how far the loss of tasks of classes evens their gradients; 0: not at all.
 
     Raises:
         UserError: the data set has no labels for a task, or nobody knows what it is.
     """
     require_labels(names, info, "the shards")
-    options = {"edge_positive_weight": edge_positive_weight}
+    options = {"edge_positive_weight": edge_positive_weight, "class_balance": class_balance}
     return [_create_whole(name, info, options) for name in names]
 
 

@@ -1,6 +1,7 @@
 """Tasks of classes: one of K for each pixel, as semantic segmentation and human parts are.
 
-Loss: cross entropy, mean over labelled pixels. Metric: mIoU over all classes.
+Loss: cross entropy, mean over labelled pixels; with `train.class_balance` classes are weighed. Metric: mIoU over all
+classes.
 """
 
 from __future__ import annotations
@@ -20,27 +21,48 @@ from fgmoe_dist.tasks.base import DatasetInfo, Task, mean_over_valid
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fgmoe_dist.tasks.class_balance import ClassBalance
+
 
 class ClassTask(Task):
     label, headline = ClassMap(), "mIoU"
 
-    def __init__(self, name: str, class_names: list[str], colours: Sequence[Sequence[int]] | None = None):
-        """`colours`: RGB of each class in pictures, where the data set has its own."""
+    def __init__(
+        self,
+        name: str,
+        class_names: list[str],
+        colours: Sequence[Sequence[int]] | None = None,
+        balance: ClassBalance | None = None,
+    ):
+        """`colours`: RGB of each class in pictures, where the data set has its own; `balance` weighs them in the loss."""
         super().__init__(name)
         self.class_names, self.channels = class_names, len(class_names)
         self.label = self.label.with_classes(class_names)
-        self.ignore = self.label.ignore
+        self.ignore, self.balance = self.label.ignore, balance
         self.colours = None if colours is None else _rgb(name, colours, self.channels)
 
     @classmethod
     def create(cls, name: str, info: DatasetInfo, facts: Mapping[str, Any], options: Mapping[str, Any]) -> ClassTask:
-        return cls(name, list(info.classes[name]), facts.get("colours"))
+        balance, classes = None, list(info.classes[name])
+        if strength := options.get("class_balance", 0):
+            from fgmoe_dist.tasks.class_balance import ClassBalance
+
+            balance = ClassBalance(len(classes), strength)
+        return cls(name, classes, facts.get("colours"), balance)
 
     def loss(self, prediction_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        import torch
         from torch.nn import functional as F
 
         loss_BHW = F.cross_entropy(prediction_BKHW, target_BHW, ignore_index=self.ignore, reduction="none")
-        return mean_over_valid(loss_BHW, target_BHW != self.ignore)
+        valid_BHW = target_BHW != self.ignore
+        if self.balance is None:
+            return mean_over_valid(loss_BHW, valid_BHW)
+        if loss_BHW.requires_grad:
+            self.balance.note(loss_BHW, target_BHW, valid_BHW)
+        weight_BHW = self.balance.weights().to(loss_BHW)[target_BHW.where(valid_BHW, 0).long()].where(valid_BHW, 0)
+        total = (weight_BHW * loss_BHW.where(valid_BHW, 0)).sum()
+        return total / weight_BHW.sum().clamp(min=torch.finfo(weight_BHW.dtype).tiny)
 
     def predict(self, prediction_KHW: Tensor) -> np.ndarray:
         return prediction_KHW.argmax(0).cpu().numpy().astype(self.label.dtype)

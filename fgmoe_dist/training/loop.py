@@ -143,4 +143,5 @@ def _state_of(trainer: Trainer) -> CheckpointState:
         ep_size=config.parallel.ep_size,
         zero_stage=config.parallel.zero_stage,
         weighting=trainer.weighing.state(),
+        class_balance={name: balance.state() for name, balance in trainer.balances.items()},
     )

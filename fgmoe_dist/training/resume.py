@@ -38,6 +38,8 @@ def resume_run(trainer: Trainer, folder: RunFolder, resume_from: str) -> int | N
         state = resume(trainer.engine, checkpoint, expected)
         trainer.step = state.step
         trainer.weighing.restore(state.weighting)
+        for name, balance in trainer.balances.items():
+            balance.restore(state.class_balance.get(name, []))
     from_first(lambda: _prepare_folder(trainer, folder, checkpoint, state))
     return None if state is None else state.step
 

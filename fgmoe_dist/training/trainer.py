@@ -21,6 +21,8 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.model import Model, create_model
 from fgmoe_dist.ranks import Ranks
 from fgmoe_dist.tasks import Task
+from fgmoe_dist.tasks.class_balance import ClassBalance
+from fgmoe_dist.tasks.class_balance import update as update_balances
 from fgmoe_dist.training.batches import Samples, ShardSamples
 from fgmoe_dist.training.engines import Engine, load_engine
 from fgmoe_dist.training.losses import task_losses
@@ -84,6 +86,11 @@ class Trainer:
     def tasks(self) -> list[Task]:
         return self.model.tasks
 
+    @property
+    def balances(self) -> dict[str, ClassBalance]:
+        """Of the tasks that weigh their classes."""
+        return {task.name: task.balance for task in self.tasks if getattr(task, "balance", None) is not None}
+
     def train_step(self) -> StepReport:
         """One optimiser step over the global batch: accumulate, reduce, clip, update."""
         if self._batches is None:
@@ -126,6 +133,7 @@ class Trainer:
             self._look_again(batches, self.weighing.look_back)
         self.step += 1
         self.model.decoder.after_step(counts)
+        update_balances(list(self.balances.values()), self.ranks.device)
         return StepReport(sums, counts, self.weighing.finish(), norm, lr, time.perf_counter() - start, wait)
 
     @torch.no_grad()

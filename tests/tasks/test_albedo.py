@@ -123,7 +123,7 @@ def test_runs_are_compared_by_it(albedo):
     runs = [RunRecord(name, "FINISHED", {}, scores={"albedo": {"rmse": v}}) for name, v in (("a", 0.5), ("b", 0.4))]
     row, gain = [row for row in compare(runs) if row.section == "score"]
     assert row.name == "albedo rmse (lower is better)" and row.best == {1} and gain.cells == ("0", "+20.00 %")
-    assert headlines([albedo]) == {"albedo": {"metric": "rmse", "lower_is_better": True}}
+    assert headlines([albedo]) == {"albedo": {"metric": "rmse", "lower_is_better": True, "scale": 100.0}}
 
 
 def test_a_data_set_may_have_it_and_must_mean_the_same_by_it(albedo, tmp_path):
