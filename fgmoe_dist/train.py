@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     with process_group() as ranks:
         # Imported here, so that --help, --print-config and mistakes in the configuration answer at once.
         from fgmoe_dist.planning.dry_run import dry_run, trial_engine
+        from fgmoe_dist.planning.flops import figures_of
         from fgmoe_dist.tracking.recorder import check_places
         from fgmoe_dist.training.loop import train
         from fgmoe_dist.training.trainer import Trainer
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         if args.dry_run:
             dry_run(Trainer(config, ranks, engine=trial_engine(config, ranks.world)), args.pictures)
         else:
-            train(Trainer(config, ranks), args.resume)
+            train(Trainer(config, ranks), args.resume, {"work": figures_of(config)} if ranks.is_first else None)
 
 
 def main(argv: list[str] | None = None) -> None:

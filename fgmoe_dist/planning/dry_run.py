@@ -15,6 +15,7 @@ from fgmoe_dist.decoders.base import parameter_counts
 from fgmoe_dist.evaluation.evaluate import evaluate
 from fgmoe_dist.outputs import RESULTS, claim
 from fgmoe_dist.planning.data_look import count_labels, draw_batch
+from fgmoe_dist.planning.flops import figures_of
 from fgmoe_dist.planning.traffic import exchange_bytes
 from fgmoe_dist.ranks import from_first
 from fgmoe_dist.training.report import memory_gib
@@ -31,6 +32,7 @@ def print_plan(trainer: Trainer, labels: str) -> None:
         ("encoder", f"{config.encoder.name}, frozen, weights: {model.encoder.source}"),
         ("parameters", f"{counts['total']:,} total, {counts['trained']:,} trained,"
                        f" {counts['active']:,} active per token"),
+        *_work(config),
         ("ranks", f"{ranks.world} on {ranks.device.type}; ep_size {parallel.ep_size},"
                   f" {ranks.world // parallel.ep_size} copies of the experts; ZeRO {parallel.zero_stage}"),
         *model.decoder.describe(),
@@ -50,6 +52,15 @@ def print_plan(trainer: Trainer, labels: str) -> None:
     for row in rows:
         table.add_row(*row)
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _work(config: Config) -> list[tuple[str, str]]:
+    """A row on what one image costs; none where nobody can tell."""
+    found = figures_of(config)
+    if not found:
+        return []
+    encoder, decoder = found["encoder_gflops"], found["decoder_gflops"]
+    return [("GFLOPs", f"{encoder + decoder:,.1f} an image: encoder {encoder:,.1f}, decoder {decoder:,.1f}")]
 
 
 def _learning_rate(config: Config) -> str:

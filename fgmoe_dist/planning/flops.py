@@ -33,6 +33,15 @@ def flops_of(config: Config) -> Flops:
     return Flops(amounts[True] / 1e9, amounts[False] / 1e9)
 
 
+def figures_of(config: Config) -> dict[str, float]:
+    """`encoder_gflops` and `decoder_gflops`, for a run's record; empty where a decoder cannot run without numbers."""
+    try:
+        found = flops_of(config)
+    except Exception:  # a plug-in's decoder may do anything, and a run is not to end for want of a figure
+        return {}
+    return {"encoder_gflops": round(found.encoder, 3), "decoder_gflops": round(found.decoder, 3)}
+
+
 def _routed(routed: Routed) -> float:
     """Of the routers' logits and the experts that tokens pass; 0 where there are none."""
     experts = routed.experts

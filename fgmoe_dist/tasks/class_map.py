@@ -34,7 +34,7 @@ class ClassTask(Task):
         colours: Sequence[Sequence[int]] | None = None,
         balance: ClassBalance | None = None,
     ):
-        """`colours`: RGB of each class in pictures, where the data set has its own; `balance` weighs them in the loss."""
+        """`colours`: RGB of each class in pictures, where the data set has its own; `balance` weighs classes."""
         super().__init__(name)
         self.class_names, self.channels = class_names, len(class_names)
         self.label = self.label.with_classes(class_names)

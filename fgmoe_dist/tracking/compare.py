@@ -21,7 +21,7 @@ from fgmoe_dist.tracking.mlflow_store import find_experiment
 from fgmoe_dist.tracking.run_folder import OWN_SETTINGS, RunFolder, runs_in
 
 # What a run recorded beside its settings, and MLflow has among them.
-RECORDED = ("model.", "headlines.", "encoder.source")
+RECORDED = ("model.", "work.", "headlines.", "encoder.source")
 PLACE_TAGS = ("git_commit", "git_dirty", "world", "launcher", "device", "torch", "deepspeed")
 
 
@@ -36,7 +36,9 @@ class RunRecord:
     scores: Scores = field(default_factory=dict)  # of the last evaluation
     step: int | None = None  # of the last evaluation
     model: Mapping[str, float] = field(default_factory=dict)  # total, trained, ...
+    work: Mapping[str, float] = field(default_factory=dict)  # GFLOPs of an image, encoder and decoder apart
     headlines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by task: metric, sign
+    validation: str = ""  # digest of the set that it was scored on
     images_per_second: float | None = None  # median over the run
 
 
@@ -74,7 +76,9 @@ def read_folder(folder: RunFolder) -> RunRecord:
         scores=evaluations.get(step, {}),
         step=step,
         model=about.get("model", {}),
+        work=about.get("work", {}),
         headlines=about.get("headlines", {}),
+        validation=about.get("data", {}).get("validation", {}).get("digest", ""),
         images_per_second=statistics.median(rates) if rates else None,
     )
 
@@ -96,7 +100,8 @@ def _of_mlflow(client: Any, run: Any) -> RunRecord:
             _, task, metric = name.split("/")
             scores[task][metric] = value
     points = client.get_metric_history(run.info.run_id, "images_per_second")
-    recorded = {section: _below(section, run.data.params) for section in ("model", "headlines")}
+    recorded = {section: _below(section, run.data.params) for section in ("model", "work", "headlines")}
+    sets = {tag.value: entry.dataset.digest for entry in run.inputs.dataset_inputs for tag in entry.tags}
     any_score = next((f"eval/{task}/{name}" for task, values in scores.items() for name in values), None)
     steps = [point.step for point in client.get_metric_history(run.info.run_id, any_score)] if any_score else []
     return RunRecord(
@@ -107,7 +112,9 @@ def _of_mlflow(client: Any, run: Any) -> RunRecord:
         scores=dict(scores),
         step=max(steps, default=None),
         model={key: float(value) for key, value in recorded["model"].items()},
+        work={key: float(value) for key, value in recorded["work"].items()},
         headlines=_headlines(recorded["headlines"]),
+        validation=sets.get("validation", ""),
         images_per_second=statistics.median(point.value for point in points) if points else None,
     )
 
@@ -131,8 +138,16 @@ def _headlines(parameters: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     return {task: parts for task, parts in found.items() if parts.keys() >= {"metric", "lower_is_better"}}
 
 
-def compare(records: Sequence[RunRecord], every_metric: bool = False) -> list[Row]:
-    """The rows of the table. With `every_metric` all metrics of the evaluation, else each task's headline."""
+def compare(records: Sequence[RunRecord], every_metric: bool = False, baseline: str = "") -> list[Row]:
+    """The rows of the table.
+
+    Args:
+        every_metric: all metrics of the evaluation, else each task's headline.
+        baseline: the run that gains are over, by name; by default the one of decoder single_task, or else the first.
+
+    Scores of several validation sets are not marked as best, and give no gains. UserError for an unknown baseline.
+    """
+    base = _find_baseline(records, baseline)
     rows = [Row("run", "status", tuple(record.status for record in records))]
     rows.append(Row("run", "evaluated at step", tuple(_text(record.step) for record in records)))
     rows += _differing("setting", [record.settings for record in records])
@@ -140,9 +155,13 @@ def compare(records: Sequence[RunRecord], every_metric: bool = False) -> list[Ro
     for found in tags:
         found["git_commit"] = found["git_commit"][:10]
     rows += _differing("place", tags)
-    rows += _score_rows(records, every_metric)
+    rows += _score_rows(records, every_metric, base)
     sizes = dict.fromkeys(key for record in records for key in record.model)
     rows += [Row("parameters", key, tuple(_text(record.model.get(key)) for record in records)) for key in sizes]
+    rows += [
+        Row("GFLOPs an image", part, tuple(_text(record.work.get(f"{part}_gflops")) for record in records))
+        for part in ("encoder", "decoder") if any(record.work for record in records)
+    ]  # fmt: skip
     rates = [record.images_per_second for record in records]
     rows.append(Row("speed", "images per second", tuple(_text(rate) for rate in rates), _best(rates, lower=False)))
     return rows
@@ -167,13 +186,34 @@ def to_json(records: Sequence[RunRecord], rows: Sequence[Row]) -> dict[str, Any]
     return {"runs": [asdict(record) for record in records], "settings_that_differ": differing}
 
 
+# Sections whose keys depend on a kind: that a run of another kind has no such key says nothing more.
+OF_A_KIND = ("decoder.", "experts.", "train.weighting.")
+
+
 def _differing(section: str, values: Sequence[Mapping[str, str]]) -> list[Row]:
     keys = dict.fromkeys(key for mapping in values for key in mapping)
     rows = [Row(section, key, tuple(mapping.get(key, "-") for mapping in values)) for key in keys]
-    return [row for row in rows if len(set(row.cells)) > 1]
+    return [row for row in rows if len(set(row.cells) - ({"-"} if row.name.startswith(OF_A_KIND) else set())) > 1]
 
 
-def _score_rows(records: Sequence[RunRecord], every_metric: bool) -> list[Row]:
+def _find_baseline(records: Sequence[RunRecord], name: str) -> int:
+    names = [record.name for record in records]
+    if name and names.count(name) != 1:
+        which = "is none of the runs" if name not in names else "is the name of several runs"
+        raise UserError(f"--baseline {name}: {which}; name one of {', '.join(dict.fromkeys(names))}")
+    if name:
+        return names.index(name)
+    single = [i for i, record in enumerate(records) if record.settings.get("decoder.kind") == "single_task"]
+    return single[0] if len(single) == 1 else 0
+
+
+def scored_alike(records: Sequence[RunRecord]) -> bool:
+    """Whether all were scored on one validation set, as far as they say."""
+    return len({record.validation for record in records if record.validation and record.scores}) < 2
+
+
+def _score_rows(records: Sequence[RunRecord], every_metric: bool, baseline: int) -> list[Row]:
+    alike = scored_alike(records)
     tasks = [_headline(name, records) for name in dict.fromkeys(name for record in records for name in record.scores)]
     rows = []
     for task in tasks:
@@ -183,26 +223,30 @@ def _score_rows(records: Sequence[RunRecord], every_metric: bool) -> list[Row]:
             # The sign of other metrics is not declared: none is marked.
             marked = metric == task.metric and task.lower_is_better is not None
             sign = (" (lower is better)" if task.lower_is_better else " (higher is better)") if marked else ""
-            best = _best(values, task.lower_is_better) if marked else frozenset()
+            best = _best(values, task.lower_is_better) if marked and alike else frozenset()
             rows.append(Row("score", f"{task.name} {metric}{sign}", tuple(_text(value) for value in values), best))
-    return rows + _gain_row(records, tasks)
+    if not alike:
+        sets = tuple(record.validation[:8] or "-" for record in records)
+        return [*rows, Row("score", "validation set (no best among several)", sets)]
+    return rows + _gain_row(records, tasks, baseline)
 
 
-def _gain_row(records: Sequence[RunRecord], tasks: Sequence[Headline]) -> list[Row]:
-    """Delta_m of every run with the first as the baseline; a dash where a run lacks one of the first's scores."""
+def _gain_row(records: Sequence[RunRecord], tasks: Sequence[Headline], baseline: int) -> list[Row]:
+    """Delta_m of every run over the baseline; a dash where one of the two lacks one of the scores."""
     tasks = [task for task in tasks if task.lower_is_better is not None]
     headlines = [{task.name: record.scores.get(task.name, {}).get(task.metric) for task in tasks} for record in records]
     known = [bool(tasks) and all(value is not None for value in scores.values()) for scores in headlines]
-    if len(records) < 2 or not known[0]:
+    if len(records) < 2 or not known[baseline]:
         return []
     signs = {task.name: task.lower_is_better for task in tasks}
     gains = []
-    for scores, complete in zip(headlines[1:], known[1:]):
+    for index, (scores, complete) in enumerate(zip(headlines, known)):
         try:
-            gains.append(f"{delta_m(scores, headlines[0], signs):+.2f} %" if complete else "-")
+            gain = f"{delta_m(scores, headlines[baseline], signs):+.2f} %" if complete else "-"
         except UserError:  # a score of 0 or NaN has no relative gain
-            gains.append("-")
-    return [Row("score", f"mean gain over {records[0].name} (delta_m)", ("0", *gains))]
+            gain = "-"
+        gains.append("0" if index == baseline else gain)
+    return [Row("score", f"mean gain over {records[baseline].name} (delta_m)", tuple(gains))]
 
 
 class Headline(NamedTuple):

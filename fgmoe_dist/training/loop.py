@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import torch.distributed as dist
 
@@ -23,8 +25,11 @@ from fgmoe_dist.training.trainer import Trainer
 say = functools.partial(print, flush=True)
 
 
-def train(trainer: Trainer, resume_from: str = "auto") -> None:
-    """Trains to `train.steps`, or to the first step boundary after a file `stop` appears in the run folder."""
+def train(trainer: Trainer, resume_from: str = "auto", facts: Mapping[str, Any] | None = None) -> None:
+    """Trains to `train.steps`, or to the first step boundary after a file `stop` appears in the run folder.
+
+    `facts` become further entries of `about.json`.
+    """
     config, steps = trainer.config.train, trainer.config.train.steps
     folder = RunFolder(trainer.config.run.dir)
     resumed = resume_run(trainer, folder, resume_from)
@@ -34,7 +39,7 @@ def train(trainer: Trainer, resume_from: str = "auto") -> None:
             say(f"{folder.path} is complete at step {steps}; raise train.steps, or name another run.dir")
         return
     with (
-        _start_recording(trainer, folder) as recorder,
+        _start_recording(trainer, folder, facts or {}) as recorder,
         CheckpointWriter(folder.checkpoints, config.keep_checkpoints, say) as writer,
         ended_once(),
     ):
@@ -80,7 +85,7 @@ def _is_finished(folder: RunFolder, steps: int) -> bool:
     return folder.about().get("status") == "FINISHED" and steps in folder.evaluation_files()
 
 
-def _start_recording(trainer: Trainer, folder: RunFolder) -> Recorder:
+def _start_recording(trainer: Trainer, folder: RunFolder, facts: Mapping[str, Any]) -> Recorder:
     config, ranks = trainer.config, trainer.ranks
     if not ranks.is_first:
         return Recorder()
@@ -95,6 +100,7 @@ def _start_recording(trainer: Trainer, folder: RunFolder) -> Recorder:
             "validation": {**trainer.val_shards.identity, "where": str(trainer.config.data.val)},
         },
         changed=trainer.config.changed(),
+        **facts,
     )
 
 

@@ -1,11 +1,13 @@
 """Compare runs: the settings that differ, headline scores, parameters and throughput.
 
 Takes run folders, folders of run folders, or (with --experiment) the runs of an MLflow experiment. Prints a
-Markdown table with a column for each run, the best score in bold.
+Markdown table with a column for each run, the best score in bold where all were scored on one validation set.
 
 fgmoe compare runs
 fgmoe compare runs/a runs/b --all-metrics --markdown table.md
 fgmoe compare --experiment demo --uri http://tracking:5000
+fgmoe compare runs --baseline single          gains (delta_m) over this run
+fgmoe compare runs --published nyud           beside what has been published, and what differs in protocol
 """
 
 from __future__ import annotations
@@ -30,20 +32,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--unfinished", action="store_true", help="also runs that failed, were killed or still run")
     parser.add_argument("--all-metrics", action="store_true", help="every metric, not only each task's headline")
+    parser.add_argument(
+        "--baseline", default="", metavar="RUN",
+        help="the run that gains are over (default: the one of decoder single_task, or else the first)",
+    )  # fmt: skip
+    parser.add_argument("--published", choices=("nyud", "pascal"), help="published results of this data set below")
     add_output(parser, "--markdown", metavar="FILE", help="write the table there too")
     add_json(parser, "every run's record")
 
 
 def run(args: argparse.Namespace) -> None:
     from fgmoe_dist.files import write_atomically, write_json
+    from fgmoe_dist.tracking import published
     from fgmoe_dist.tracking.compare import compare, to_json, to_markdown
 
     check_outputs(args)
     records = _read(args)
     if not records:
         raise UserError("compare: there is no finished run; add --unfinished for the others")
-    rows = compare(records, args.all_metrics)
+    rows = compare(records, args.all_metrics, args.baseline)
     table = to_markdown(records, rows)
+    if args.published:
+        table += "\n" + published.table(records, args.published)
     print(table, end="")
     if args.markdown:
         write_atomically(args.markdown, table)

@@ -149,3 +149,42 @@ def test_json_holds_every_record(tmp_path):
     make(tmp_path / "a")
     records = read_folders([tmp_path])
     assert to_json(records, compare(records))["runs"][0]["model"] == MODEL
+
+
+def record(name: str, rmse: float, **about) -> RunRecord:
+    headlines = {"depth": {"metric": "rmse", "lower_is_better": True, "scale": 100.0}}
+    settings = {"decoder.kind": about.pop("kind", "fgmoe")}
+    return RunRecord(name, "FINISHED", settings, scores={"depth": {"rmse": rmse}}, headlines=headlines, **about)
+
+
+def test_gains_are_over_the_single_task_run_or_the_one_that_is_named():
+    records = [record("a", 0.5), record("single", 0.4, kind="single_task"), record("b", 0.2)]
+    assert cells(compare(records))["mean gain over single (delta_m)"] == ("-25.00 %", "0", "+50.00 %")
+    named = cells(compare(records, baseline="a"))
+    assert named["mean gain over a (delta_m)"] == ("0", "+20.00 %", "+60.00 %")
+    with pytest.raises(UserError, match="--baseline c: is none of the runs; name one of a, single, b"):
+        compare(records, baseline="c")
+    with pytest.raises(UserError, match="--baseline a: is the name of several runs"):
+        compare([*records, record("a", 0.1)], baseline="a")
+
+
+def test_of_two_validation_sets_no_run_is_called_better():
+    alike = [record("a", 0.5, validation="x" * 32), record("b", 0.2, validation="x" * 32)]
+    apart = [alike[0], record("b", 0.2, validation="y" * 32)]
+    assert {row.name: row.best for row in compare(alike)}["depth rmse (lower is better)"] == {1}
+    rows = {row.name: row for row in compare(apart)}
+    assert not rows["depth rmse (lower is better)"].best and not any("gain" in name for name in rows)
+    assert rows["validation set (no best among several)"].cells == ("xxxxxxxx", "yyyyyyyy")
+
+
+def test_the_work_of_an_image_is_shown():
+    records = [record("a", 0.5, work={"encoder_gflops": 210.1, "decoder_gflops": 78.06}), record("b", 0.2)]
+    found = cells(compare(records))
+    assert (found["encoder"], found["decoder"]) == (("210.10", "-"), ("78.06", "-"))
+
+
+def test_settings_that_another_decoder_has_not_are_no_difference():
+    first, second = record("a", 0.5), record("b", 0.2, kind="multi_task")
+    first.settings.update({"experts.top_k": "4", "train.lr": "1"})
+    second.settings.update({"train.lr": "2"})
+    assert {row.name for row in compare([first, second]) if row.section == "setting"} == {"decoder.kind", "train.lr"}

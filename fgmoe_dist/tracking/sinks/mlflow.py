@@ -295,7 +295,7 @@ class MLflowSink:
 def _described(folder: RunFolder, about: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """Tags and parameters: the configuration, and what `about.json` says of the model, the encoder and the tasks."""
     settings, tags = flatten(folder.settings()), about.get("tags", {})
-    described = {key: about[key] for key in ("model", "encoder", "headlines") if key in about}
+    described = {key: about[key] for key in ("model", "work", "encoder", "headlines") if key in about}
     values = {**{key: value for key, value in settings.items() if key not in OWN_SETTINGS}, **flatten(described)}
     named = {key: settings[key] for key in OWN_SETTINGS if settings.get(key)}
     known = {name: tags[key] for name, key in MLFLOW_TAGS.items() if key in tags}
