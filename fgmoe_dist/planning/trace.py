@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgmoe_dist.config import Config
 from fgmoe_dist.data.shardset import INDEX, ShardSet
-from fgmoe_dist.decoders.base import Decoder, Levels
+from fgmoe_dist.decoders.base import Decoder, Levels, parameter_counts
 from fgmoe_dist.encoders.frozen import FrozenEncoder
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.groups import is_expert_parameter
@@ -79,6 +79,13 @@ def count(config: Config) -> Counts:
         largest_bytes=recorder.largest,
         work=recorder.work(),
     )
+
+
+def parameters_of(config: Config) -> dict[str, int]:
+    """`parameter_counts` of the decoder alone, whole on one rank, without making any number of it."""
+    with META:
+        encoder, _ = _trace_encoder(config, _Recorder())
+        return parameter_counts(_meta_model(config, encoder), nn.Module(), ep_size=1)
 
 
 def count_forward(config: Config) -> tuple[Work, ...]:

@@ -22,12 +22,14 @@ BENCHES = {
     "machine": ("fgmoe_dist.benches.machine", "a profile of this machine, for fgmoe plan"),
     "step": ("fgmoe_dist.benches.step", "training steps of a configuration, by stage, beside their plan"),
     "busy": ("fgmoe_dist.benches.busy", "training steps beside other work, by how threads wait"),
+    "decoders": ("fgmoe_dist.benches.decoders", "every decoder and preset on the same images, for docs/decoders.md"),
     "plan": ("fgmoe_dist.benches.plan", "the error of fgmoe plan on this machine"),
 }
 
 EXAMPLES = {
     "step": " --config configs/demo.yaml --ranks 1 2",
     "busy": " --config configs/demo.yaml",
+    "decoders": " --config configs/nyud_vitb.yaml --only fgmoe multi_task",
     "machine": " --ranks 1 2",
     "plan": " --ranks 1 2",
 }
