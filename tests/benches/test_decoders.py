@@ -31,6 +31,7 @@ def test_what_is_said_to_be_refused_is_with_one_line_that_names_a_setting():
         assert "\n" not in each["why"] and re.search(r"\b(decoder|experts|train|parallel|data)\.\w+", each["why"])
 
 
+@pytest.mark.slow
 def test_the_page_is_written_between_its_marks(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"# Mine\n\n{decoders.BEGIN}\nold\n{decoders.END}\n\nfurther\n")
