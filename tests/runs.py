@@ -133,3 +133,13 @@ def finish(process: subprocess.Popen, runs: Runs, name: str, timeout: float = 24
             os.killpg(process.pid, signal.SIGKILL)
     assert code == 0, runs.folder(f"{name}.log").read_text()[-4000:]
     return runs.metrics(name)
+
+
+def fgmoe(*words: object) -> str:
+    """What a command line prints, in a process of its own; it has to succeed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fgmoe_dist.cli", *map(str, words)],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout

@@ -66,7 +66,8 @@ class InterrogateSettings(GridSettings):
         if not self.gates:
             return None
         bits = [[f"{int(text, 16):0{4 * len(text)}b}"[: self.channels] for text in row] for row in self.gates]
-        return torch.tensor([[[bit == "1" for bit in text] for text in row] for row in bits])
+        # On the CPU even where a plan makes a model without numbers: they decide its shape.
+        return torch.tensor([[[bit == "1" for bit in text] for text in row] for row in bits], device="cpu")
 
 
 def to_gates(open_LTC: Tensor) -> list[list[str]]:

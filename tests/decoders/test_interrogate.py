@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from fgmoe_dist.checkpoints.checkpoint import load_model
-from fgmoe_dist.cli import main
 from fgmoe_dist.decoders.interrogate import GatedLayer, Interrogate, InterrogateSettings, to_gates
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.pruning.units import open_gates, without_units
 from tests.decoders.tiny import INFO, configuration, decoder_of, levels, tiny_decoder
+from tests.runs import fgmoe
 
 C, TASKS = 6, 3
 
@@ -104,11 +104,8 @@ def test_gates_of_another_model_are_told(gates):
 def test_the_verb_writes_a_run_that_answers_alike(runs, tmp_path):
     small = {"decoder__kind": "interrogate", "decoder__channels": 16, "decoder__stride": 8, "decoder__layers": 2,
              "decoder__own_share": 0.0, "decoder__gate_weight": 100, "train__lr": 0.01, "train__steps": 3}  # fmt: skip
-    config = runs.root / "gated.yaml"
-    config.write_text(runs.config_file.read_text().replace("decoder:\n  blocks: 2\n", "decoder:\n"))
-    runs.config_file = config
-    runs.train("run", 2, **{key: value for key, value in small.items()})
-    main(["prune", "--checkpoint", str(runs.folder("run")), "--output", str(tmp_path / "small")])
+    runs.train("run", 2, **small)
+    fgmoe("prune", "--checkpoint", runs.folder("run"), "--output", tmp_path / "small")
     model, smaller = (load_model(folder)[0] for folder in (runs.folder("run"), tmp_path / "small"))
     image = torch.randn(2, 3, 112, 144, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():

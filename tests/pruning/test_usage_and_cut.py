@@ -10,13 +10,12 @@ import torch
 
 from fgmoe_dist.checkpoints.checkpoint import load_model
 from fgmoe_dist.checkpoints.folder import find_checkpoint, read_state
-from fgmoe_dist.cli import main
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.pruning import cut
 from fgmoe_dist.pruning.choose import choose
 from fgmoe_dist.pruning.usage import count_usage
 from tests.export.models import tiny_model
-from tests.runs import losses
+from tests.runs import fgmoe, losses
 
 IMAGES = 3
 BANKS = {"task": {"count": 8}, "shared": {"count": 8, "bank": "shared"}}
@@ -98,17 +97,16 @@ def test_an_expert_that_is_gone_is_chosen_by_none_whatever_its_score():
 
 @pytest.mark.parametrize("bank", BANKS)
 @pytest.mark.slow
-def test_the_verb_writes_runs_that_score_alike_and_train_on(bank, runs, tmp_path, capsys):
+def test_the_verb_writes_runs_that_score_alike_and_train_on(bank, runs, tmp_path):
     small = {"train__steps": 2, "train__checkpoint_every": 0, "experts__bank": bank, "parallel__zero_stage": 1}
     runs.train("run", 1, **small)
     folder, calibrate = runs.folder("run"), read_state(find_checkpoint(runs.folder("run"))).config["data"]["val"]
-    main(["prune", "--checkpoint", str(folder), "--calibrate", calibrate, "--keep", "used", "0.5",
-          "--evaluate", calibrate, "--output", str(tmp_path / "pruned")])  # fmt: skip
-    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    said = fgmoe("prune", "--checkpoint", folder, "--calibrate", calibrate, "--keep", "used", "0.5",
+                 "--evaluate", calibrate, "--output", tmp_path / "pruned")  # fmt: skip
+    lines = [line.split("|") for line in said.splitlines() if line.startswith("| ")]
     whole, used, half = lines[1:]
     assert whole[6:] == used[6:] and int(half[2]) == int(whole[2]) // 2
-    main(["prune", "--checkpoint", str(folder), "--calibrate", calibrate, "--task", "depth",
-          "--output", str(tmp_path / "depth")])  # fmt: skip
+    fgmoe("prune", "--checkpoint", folder, "--calibrate", calibrate, "--task", "depth", "--output", tmp_path / "depth")
     model, alone, batch = load_model(folder)[0], load_model(tmp_path / "depth")[0], torch.stack(images())
     with torch.inference_mode():
         (one,), expected = alone(batch).predictions.values(), model(batch).predictions["depth"]

@@ -1,20 +1,10 @@
 """`fgmoe evaluate` on a trained checkpoint, against `fgmoe score` on the predictions it saved."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.runs import ROOT, environment
-
-
-def fgmoe(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "fgmoe_dist.cli", *map(str, words)],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+from tests.runs import fgmoe
 
 
 @pytest.mark.dist
