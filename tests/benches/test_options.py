@@ -27,7 +27,7 @@ def test_every_variant_is_a_configuration_and_differs_from_the_defaults(script):
         name: load_config(ROOT / "configs/demo.yaml", [*script.SMALL, *own]) for name, own in script.VARIANTS.items()
     }
     assert [name for name, config in found.items() if config == found["defaults"]] == ["defaults"]
-    together = found["all but joint"]
+    together = found["all"]
     preset = load_config(ROOT / "configs/decoders/fgmoe_degmix.yaml")
     for key in ("aggregator", "mixer_offsets"):
         assert getattr(together.decoder, key) == getattr(preset.decoder, key)
