@@ -4,7 +4,7 @@
 
 renders the rooms, caches the encoder's features of them, trains every variant from each of several seeds, in one
 process, and writes scores and gains over the defaults (delta_m, by seed) into benchmarks/results/options.json and, as a
-table, to the screen. Half an hour or more on one core; started again, it goes on where it was. So few rooms and steps
+table, to the screen. An hour or so on one core; started again, it goes on where it was. So few rooms and steps
 tell large differences only: of a gain, look how far apart the seeds of one variant are.
 """
 
@@ -30,10 +30,8 @@ OPTIONS: dict[str, list[str]] = {
     "aggregator": ["decoder.aggregator=conv"],
     "head": [f"decoder.head_channels={CHANNELS * 180 // 256}"],
     "tasks": ["experts.global_input=tasks"],
-    "joint": ["experts.shared_gate=joint"],
 }
-ALL = [setting for name in ("offsets", "aggregator", "head", "tasks") for setting in OPTIONS[name]]
-VARIANTS = {"defaults": [], **OPTIONS, "all but joint": ALL}
+VARIANTS = {"defaults": [], **OPTIONS, "all": [setting for own in OPTIONS.values() for setting in own]}
 
 # The demo's network, narrower, in one process, on cached features.
 SMALL = [
@@ -94,7 +92,7 @@ def _prepare(work: Path, train: int, val: int) -> list[str]:
 
 
 def _train(name: str, own: list[str], seed: int, steps: int, data: list[str], work: Path) -> RunRecord:
-    folder = work / f"runs-{steps}" / f"{name.replace(' ', '-')}-{seed}"
+    folder = work / f"runs-{steps}" / f"{name}-{seed}"
     if not (folder / f"eval/{steps}.json").is_file():
         run = [f"run.dir={folder}", f"run.name={folder.name}", f"run.seed={seed}", f"train.steps={steps}"]
         _fgmoe("train", "--config", "configs/demo.yaml", "--resume", "never", *_sets([*SMALL, *data, *run, *own]))
