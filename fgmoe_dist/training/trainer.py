@@ -73,6 +73,7 @@ class Trainer:
         self.notes: list[str] = self.model.decoder.notes()
         self.stage: Callable[[str], AbstractContextManager] = nullcontext
         self._batches: Iterator[dict] | None = None
+        self._wait = 0.0  # seconds of this step that went by until its data was there
 
     @property
     def train_shards(self) -> ShardSet:
@@ -98,33 +99,15 @@ class Trainer:
         self.engine.train()
         lr = learning_rate(self.config.train, self.step)
         self.engine.set_learning_rate(lr)
-        start, wait, sums, counts, batches = time.perf_counter(), 0.0, {}, {}, []
-        accumulation = self.engine.accumulation
+        start, sums, counts, accumulation = time.perf_counter(), {}, {}, self.engine.accumulation
+        self._wait = 0.0
         self.weighing.begin(self.step)
-        if self.weighing.looks_ahead and accumulation > 1:
-            asked = time.perf_counter()
-            batches = [next(self._batches) for _ in range(accumulation)]
-            wait += time.perf_counter() - asked
-            self._look_again(batches, self.weighing.look_ahead)
+        batches = self._look_ahead(accumulation)
         for part in range(accumulation):
-            asked = time.perf_counter()
-            with self.stage("data"):
-                batch = batches[part] if part < len(batches) else next(self._batches)
-            wait += time.perf_counter() - asked
-            batches += [batch] if part == len(batches) and self.weighing.looks_back else []
-            self._seed_noise(part)
-            with self.stage("encoder"):
-                levels = self._levels(batch)
-            with self.stage("forward"):
-                output = self.engine(levels)
-                losses, auxiliary = self.losses(output, batch)
-            weighed = self.weighing.backward(
-                auxiliary.losses.values(), 1 / accumulation, part == accumulation - 1, output.feature
-            )
-            with self.stage("backward"), weighed:
-                self.engine.backward(losses["total"])
-            with self.stage("update"):
-                self.engine.step()
+            batch = batches[part] if part < len(batches) else self._next_batch()
+            if self.weighing.looks_back and part == len(batches):
+                batches.append(batch)
+            losses, auxiliary = self._micro_batch(batch, part, accumulation)
             _add(counts, auxiliary.counts)
             _add(sums, {name: loss.detach() / accumulation for name, loss in losses.items()})
         norm = self.engine.grad_norm
@@ -134,7 +117,38 @@ class Trainer:
         self.step += 1
         self.model.decoder.after_step(counts)
         update_balances(list(self.balances.values()), self.ranks.device)
-        return StepReport(sums, counts, self.weighing.finish(), norm, lr, time.perf_counter() - start, wait)
+        return StepReport(sums, counts, self.weighing.finish(), norm, lr, time.perf_counter() - start, self._wait)
+
+    def _micro_batch(self, batch: dict, part: int, accumulation: int) -> tuple[dict[str, Tensor], Auxiliary]:
+        """Forward and backward of one part of the step: its losses, and the decoder's counts."""
+        self._seed_noise(part)
+        with self.stage("encoder"):
+            levels = self._levels(batch)
+        with self.stage("forward"):
+            output = self.engine(levels)
+            losses, auxiliary = self.losses(output, batch)
+        last, others = part == accumulation - 1, auxiliary.losses.values()
+        weighed = self.weighing.backward(others, 1 / accumulation, last, output.feature)
+        with self.stage("backward"), weighed:
+            self.engine.backward(losses["total"])
+        with self.stage("update"):
+            self.engine.step()
+        return losses, auxiliary
+
+    def _next_batch(self) -> dict:
+        asked = time.perf_counter()
+        with self.stage("data"):
+            batch = next(self._batches)
+        self._wait += time.perf_counter() - asked
+        return batch
+
+    def _look_ahead(self, accumulation: int) -> list[dict]:
+        """The step's batches, for a method that needs their losses before; of a single one the step itself tells."""
+        if not self.weighing.looks_ahead or accumulation == 1:
+            return []
+        batches = [self._next_batch() for _ in range(accumulation)]
+        self._look_again(batches, self.weighing.look_ahead)
+        return batches
 
     @torch.no_grad()
     def _look_again(self, batches: list[dict], tell: Callable[[list[Tensor], float], None]) -> None:
