@@ -42,6 +42,7 @@ def test_alone_it_is_torchs():
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_several_ranks_compute_what_one_does():
     *expected, dweight, dbias, mean, variance = train(nn.BatchNorm2d(C).double())
     answers = [[torch.from_numpy(value) for value in answer] for answer in run_ranks(len(SPLIT), train_on_rank)]

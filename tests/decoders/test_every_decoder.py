@@ -75,6 +75,7 @@ def test_the_seed_alone_decides_the_weights(kind):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.slow
 @every_decoder
 def test_a_plan_counts_its_parameters_and_its_work(kind):
     config = configuration(kind, SHORT)

@@ -68,6 +68,7 @@ def test_every_weight_learns_and_is_one_task_s_or_shared(name):
         assert not any((a & b).any() for a, b in combinations(reached, 2))
 
 
+@pytest.mark.slow
 @every_setting
 def test_a_plan_counts_it(name):
     config = configuration("fgmoe", {**SHORT, **SETTINGS[name]})
