@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgmoe_dist.arguments import add_config, count
+from fgmoe_dist.arguments import add_config, add_output, count
 from fgmoe_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="presets and decoders to measure (default all)")
     parser.add_argument("--steps", type=count, default=3, metavar="S", help="steps timed per process (default 3)")
     parser.add_argument("--rounds", type=count, default=1, metavar="R", help="processes of each (default 1)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables between its marks")
+    add_output(parser, "--markdown", metavar="FILE", help="write the tables between its marks")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

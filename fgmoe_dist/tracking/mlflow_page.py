@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fgmoe_dist.files import to_json
 from fgmoe_dist.metrics import Scores
 
 VIEW = "fgmoe"
@@ -60,7 +61,7 @@ def view(tasks: Sequence[str], earlier: str | None) -> str:
     ]
     first = {"type": "LINE", "uuid": f"{VIEW}-mean", "runsCountToCompare": 10, "metricSectionId": f"{VIEW}-score",
              "deleted": False, "isGenerated": True, "metricKey": MEAN, "selectedMetricKeys": [MEAN]}  # fmt: skip
-    return json.dumps({
+    return to_json({
         "searchFilter": "", "orderByKey": f"metrics.`{MEAN}`", "orderByAsc": False, "startTime": "ALL",
         "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": [],
         "selectedColumns": columns, "compareRunSections": sections, "compareRunCharts": [first],

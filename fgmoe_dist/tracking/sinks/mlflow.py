@@ -9,7 +9,6 @@ its store, which are tags; a line of `metrics.jsonl` and an evaluation are point
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 import re
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence
 
+from fgmoe_dist.files import to_json
 from fgmoe_dist.outputs import check_output
 from fgmoe_dist.settings import flatten
 from fgmoe_dist.tracking import mlflow_page
@@ -177,8 +177,8 @@ class MLflowSink:
         known = {(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs}
         inputs = [
             DatasetInput(
-                Dataset(found["name"], found["digest"], "local", json.dumps({"uri": found["where"]}),
-                        profile=json.dumps({"images": found["images"], "split": found["split"]})),
+                Dataset(found["name"], found["digest"], "local", to_json({"uri": found["where"]}),
+                        profile=to_json({"images": found["images"], "split": found["split"]})),
                 [InputTag("mlflow.data.context", use)],
             )
             for use, found in data.items()
