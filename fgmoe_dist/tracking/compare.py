@@ -38,8 +38,12 @@ class RunRecord:
     model: Mapping[str, float] = field(default_factory=dict)  # total, trained, ...
     work: Mapping[str, float] = field(default_factory=dict)  # GFLOPs of an image, encoder and decoder apart
     headlines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by task: metric, sign
-    validation: str = ""  # digest of the set that it was scored on
     images_per_second: float | None = None  # median over the run
+
+    @property
+    def validation(self) -> str:
+        """Digest of the set that it was scored on; empty where it did not say."""
+        return self.tags.get("validation_set", "")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,6 @@ def read_folder(folder: RunFolder) -> RunRecord:
         model=about.get("model", {}),
         work=about.get("work", {}),
         headlines=about.get("headlines", {}),
-        validation=about.get("data", {}).get("validation", {}).get("digest", ""),
         images_per_second=statistics.median(rates) if rates else None,
     )
 
@@ -101,7 +104,6 @@ def _of_mlflow(client: Any, run: Any) -> RunRecord:
             scores[task][metric] = value
     points = client.get_metric_history(run.info.run_id, "images_per_second")
     recorded = {section: _below(section, run.data.params) for section in ("model", "work", "headlines")}
-    sets = {tag.value: entry.dataset.digest for entry in run.inputs.dataset_inputs for tag in entry.tags}
     any_score = next((f"eval/{task}/{name}" for task, values in scores.items() for name in values), None)
     steps = [point.step for point in client.get_metric_history(run.info.run_id, any_score)] if any_score else []
     return RunRecord(
@@ -114,7 +116,6 @@ def _of_mlflow(client: Any, run: Any) -> RunRecord:
         model={key: float(value) for key, value in recorded["model"].items()},
         work={key: float(value) for key, value in recorded["work"].items()},
         headlines=_headlines(recorded["headlines"]),
-        validation=sets.get("validation", ""),
         images_per_second=statistics.median(point.value for point in points) if points else None,
     )
 

@@ -89,15 +89,16 @@ def _start_recording(trainer: Trainer, folder: RunFolder, facts: Mapping[str, An
     config, ranks = trainer.config, trainer.ranks
     if not ranks.is_first:
         return Recorder()
+    validation = trainer.val_shards.identity
     return Recorder.start(
         folder,
-        run_tags(ranks.world, config.parallel.ep_size),
+        run_tags(ranks.world, config.parallel.ep_size) | {"validation_set": validation["digest"]},
         model=parameter_counts(trainer.model.decoder, trainer.model.encoder, config.parallel.ep_size),
         encoder={"source": trainer.model.encoder.source},
         headlines=headlines(trainer.tasks),
         data={
             "training": {**trainer.train_shards.identity, "where": str(trainer.config.data.train)},
-            "validation": {**trainer.val_shards.identity, "where": str(trainer.config.data.val)},
+            "validation": {**validation, "where": str(trainer.config.data.val)},
         },
         changed=trainer.config.changed(),
         **facts,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgmoe_dist.arguments import add_checkpoint, add_json, add_output, check_outputs, count
@@ -80,7 +81,10 @@ def run(args: argparse.Namespace) -> None:
         from fgmoe_dist.checkpoints.checkpoint import load_model
         from fgmoe_dist.files import write_atomically, write_json
         from fgmoe_dist.pruning.table import to_markdown
+        from fgmoe_dist.pruning.write import check_free
 
+        for folder in _folders(args).values():
+            check_free(folder, "--output")
         if ranks.world > 1:
             raise UserError(f"prune: runs in one process, not in {ranks.world}; start it without a launcher")
         tell(f"loading {args.checkpoint} and the encoder's weights ...")
@@ -152,7 +156,8 @@ def _prune_experts(
     counts_LTE = usage.hard_LTE if args.by == "hard" else usage.soft_LTE
     checkpoint = find_checkpoint(args.checkpoint)
     yield row("whole", model, config, args.evaluate, ranks)
-    for keep in args.keep:
+    folders = _folders(args)
+    for keep in folders:
         kept = choose(counts_LTE, config.experts, keep, args.per == "model", tasks)
         tensors = cut.without_experts(cut.tensors_of(checkpoint), kept)
         changes: dict[str, Any] = {"experts": {"kept": kept}, "parallel": {"ep_size": 1}}
@@ -161,12 +166,17 @@ def _prune_experts(
                 cut.of_one_task(tensors, config, args.task),
                 changes | cut.changes(config, args.task, kept),
             )
-        folder = args.output if len(args.keep) == 1 else args.output / f"keep-{keep}"
         about = {"from": str(checkpoint), "keep": keep, "by": args.by, "per": args.per, "calibrated_on": args.calibrate,
                  "images": usage.images}  # fmt: skip
-        write_run(folder, tensors, state, changes, {"pruned": about})
-        smaller, its_config, _ = load_model(folder)
+        write_run(folders[keep], tensors, state, changes, {"pruned": about})
+        smaller, its_config, _ = load_model(folders[keep])
         yield row(str(keep), smaller.to(ranks.device), its_config, args.evaluate, ranks)
+
+
+def _folders(args: argparse.Namespace) -> dict[str | float, Path]:
+    """The run folder of each model to be written, by what it keeps; of those named twice one."""
+    keeps = list(dict.fromkeys(args.keep))
+    return {keep: args.output if len(keeps) == 1 else args.output / f"keep-{keep}" for keep in keeps}
 
 
 def _tasks(args: argparse.Namespace, config: Config) -> list[int]:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fgmoe_dist.checkpoints.checkpoint import load_model
 from fgmoe_dist.checkpoints.folder import find_checkpoint, read_state
 from fgmoe_dist.errors import UserError
-from fgmoe_dist.pruning import cut
+from fgmoe_dist.pruning import cut, write
 from fgmoe_dist.pruning.choose import choose
 from fgmoe_dist.pruning.usage import count_usage
+from fgmoe_dist.pruning.write import check_free
 from tests.export.models import tiny_model
 from tests.runs import fgmoe, losses
 
@@ -129,6 +131,26 @@ def test_pruned_banks_of_each_task_are_spread_over_ranks(runs):
     together = runs.train("together", 2, **small, parallel__ep_size=1)
     assert losses(apart)[0] == pytest.approx(losses(together)[0], rel=1e-6)
     assert losses(apart) == pytest.approx(losses(together), rel=1e-4)
+
+
+@pytest.mark.parametrize("what", ["checkpoints/step-00000004/state.json", "about.json"])
+def test_a_run_is_never_written_over(what, tmp_path):
+    (tmp_path / "run" / what).parent.mkdir(parents=True)
+    (tmp_path / "run" / what).write_text('{"status": "RUNNING"}')
+    with pytest.raises(UserError, match="--output .*/run: holds a run, which would be lost; name another folder"):
+        check_free(tmp_path / "run", "--output")
+    check_free(tmp_path / "new", "--output")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setattr(write, "save_file", full)
+    _, state = tiny_model()
+    with pytest.raises(UserError, match="the pruned model cannot be written .*No space left.*; make room"):
+        write.write_run(tmp_path / "small", {}, state, {}, {})
+    assert not list((tmp_path / "small/checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(

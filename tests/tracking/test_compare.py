@@ -169,8 +169,8 @@ def test_gains_are_over_the_single_task_run_or_the_one_that_is_named():
 
 
 def test_of_two_validation_sets_no_run_is_called_better():
-    alike = [record("a", 0.5, validation="x" * 32), record("b", 0.2, validation="x" * 32)]
-    apart = [alike[0], record("b", 0.2, validation="y" * 32)]
+    alike = [record("a", 0.5, tags={"validation_set": "x" * 32}), record("b", 0.2, tags={"validation_set": "x" * 32})]
+    apart = [alike[0], record("b", 0.2, tags={"validation_set": "y" * 32})]
     assert {row.name: row.best for row in compare(alike)}["depth rmse (lower is better)"] == {1}
     rows = {row.name: row for row in compare(apart)}
     assert not rows["depth rmse (lower is better)"].best and not any("gain" in name for name in rows)
