@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from fgmoe_dist.config import load_config
+    from fgmoe_dist.files import write_atomically
     from fgmoe_dist.machine import processor, versions
 
     text = _marked(args.markdown) if args.markdown else None
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print(table)
     if text is not None:
         head, tail = text
-        args.markdown.write_text(f"{head}{BEGIN}\n{table}{END}{tail}")
+        write_atomically(args.markdown, f"{head}{BEGIN}\n{table}{END}{tail}")
     return result
 
 
@@ -159,12 +160,12 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     """Two tables: of the decoders, and of what is refused."""
     from fgmoe_dist.decoders import DECODERS
 
-    size = " x ".join(map(str, result["image_size"]))
+    size, images = " x ".join(map(str, result["image_size"])), result["images"]
     told = (
-        f"{result['images']} images of {size} a step, {', '.join(result['tasks'])}, frozen encoder {result['encoder']};"
-        f" {result['machine']}, torch {result['versions']['torch']}.\nParameters are the decoder's, in millions;"
-        " `active` are those that one token of one task passes. GFLOPs are of one image in evaluation,\nseconds and"
-        " memory those of a training step."
+        f"{images} image{'s' * (images > 1)} of {size} a step, {', '.join(result['tasks'])}, frozen encoder"
+        f" {result['encoder']}; {result['machine']}, torch {result['versions']['torch']}.\n"
+        "Parameters are the decoder's, in millions; `active` are those that one token of one task passes. GFLOPs are of"
+        " one image in evaluation,\nseconds and memory those of a training step."
     )
     heads = ["name", "what", "trained", "active", "GFLOPs decoder", "encoder", "s a step", "of them encoder", "GiB"]
     lines = [[name, f"`{of['kind']}`", *_cells(of)] for name, of in result["systems"].items()]
