@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SETTINGS ?=
 UI_PORT ?= 5000
+# Tests run side by side in this many processes. Most of them wait as often as they compute.
+TEST_WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 FUZZ_CASES ?= 1000000
 
@@ -13,7 +15,7 @@ FUZZ_CASES ?= 1000000
 help:
 	@echo "make demo    train, evaluate and draw on the built-in data, expert-parallel over two processes (10 minutes)"
 	@echo "make ui      MLflow on the demo's runs, on port UI_PORT=5000"
-	@echo "make test    run the tests (8 minutes)"
+	@echo "make test    run the tests (6 minutes)"
 	@echo "make fuzz    give random input to everything that reads some, for FUZZ_SECONDS=60"
 	@echo "make lint    check style"
 	@echo "make bench   measure, into benchmarks/results/"
@@ -47,11 +49,11 @@ ui: env
 	$(BIN)/fgmoe ui --experiment demo --port $(UI_PORT)
 
 test: env
-	@echo "the tests: some 8 minutes on two cores"
-	$(BIN)/python -m pytest -q
+	@echo "the tests: some 6 minutes on two cores"
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile
 
 ci-dist: env
-	$(BIN)/python -m pytest -q -m "dist or slow"
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist worksteal --durations 20 -m "dist or slow"
 
 fuzz: env
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --cases $(FUZZ_CASES) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))

@@ -11,6 +11,9 @@ import torch
 
 from tests.runs import Runs
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the cores are the other workers' too
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is first imported, here and on the ranks
 

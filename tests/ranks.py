@@ -13,7 +13,9 @@ from typing import Any, Callable
 from fgmoe_dist.benches.ranks import on_every_rank
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "deepspeed", "fgmoe_dist.training.loop"])
+# DeepSpeed's engine imports its Muon when it is made, and with it all of torch's compiler: half of a tiny run's time.
+_MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
+_context.set_forkserver_preload(["torch", "deepspeed", "fgmoe_dist.training.loop", _MUON])
 
 
 def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 240) -> list[Any]:

@@ -180,7 +180,7 @@ def test_what_may_be_empty_is_not(tmp_path):
 OUTPUT_WORDS = ("output", "out", "json", "markdown", "details", "report", "predictions", "pictures")
 
 
-@pytest.mark.parametrize("verb", set(VERBS) - {"train", "ui"})
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"train", "ui"}))
 def test_every_verbs_outputs_are_looked_at_before_the_work(verb, tmp_path, monkeypatch):
     """Each option that names one is refused for /proc/x, whatever else is wrong with the command."""
     module = importlib.import_module(f"fgmoe_dist.verbs.{verb}")
