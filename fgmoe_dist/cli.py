@@ -21,6 +21,7 @@ VERBS = {
     "predict": "predict on images, with a picture panel each",
     "prune": "make a trained model smaller: fewer experts, or one task alone",
     "export": "write a trained model as one file that runs without DeepSpeed",
+    "checkpoint": "list, verify and remove a run's checkpoints",
     "sync": "bring MLflow up to date with runs that were killed or offline",
     "compare": "compare runs side by side",
     "ui": "open MLflow's pages on an experiment",

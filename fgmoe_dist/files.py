@@ -101,9 +101,9 @@ def write_json(path: Path, value: Any) -> Path:
     return write_atomically(path, to_json(value, indent=2) + "\n")
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
     """The one way to JSON: what `plain` makes of `value`, so that strict readers take it."""
-    return json.dumps(plain(value), indent=indent, allow_nan=False)
+    return json.dumps(plain(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 
 def plain(value: Any) -> Any:

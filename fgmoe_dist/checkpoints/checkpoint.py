@@ -2,7 +2,7 @@
 
 `checkpoints/step-00000120/` holds
 
-    state.json                     step, configuration, data set, encoder, who wrote it
+    state.json                     step, configuration, data set, encoder, who wrote it, checksums of the other files
     decoder.safetensors            replicated parameters: NAME.weight, NAME.exp_avg, NAME.exp_avg_sq, fp32;
                                    persistent buffers outside the encoder: NAME.weight, fp32
     experts-000-of-002.safetensors blocks.B.experts.TASK.EXPERT.WEIGHT.weight and its moments, one file an expert rank;
@@ -27,7 +27,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fgmoe_dist.checkpoints.engine import MOMENTS, Engine, OptimizerState
-from fgmoe_dist.checkpoints.folder import WHOLE, CheckpointState, find_checkpoint, read_state, stale_pointer
+from fgmoe_dist.checkpoints.folder import (
+    WHOLE,
+    CheckpointState,
+    check_integrity,
+    find_checkpoint,
+    read_state,
+    stale_pointer,
+)
+from fgmoe_dist.checkpoints.integrity import checksums
 from fgmoe_dist.config import Config, build_config
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.experts.backends import BACKENDS
@@ -75,8 +83,16 @@ def take_snapshot(engine: Engine) -> Snapshot:
     return snapshot
 
 
-def write_snapshot(snapshot: Snapshot, folder: Path) -> None:
-    """Writes a rank's files, down to the disk, and empties `snapshot`. OSError or SafetensorError if it fails."""
+def bytes_of(snapshot: Snapshot) -> int:
+    """What its tensors take on the disk."""
+    return sum(piece.value.nbytes for pieces in snapshot.values() for piece in pieces)
+
+
+def write_snapshot(snapshot: Snapshot, folder: Path) -> dict[str, str]:
+    """Writes a rank's files, down to the disk, and empties `snapshot`; the checksum of each.
+
+    OSError or SafetensorError if it fails.
+    """
     for name, pieces in snapshot.items():
         tensors = {}
         while pieces:
@@ -85,6 +101,7 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> None:
         save_file(tensors, folder / name)
         with open(folder / name, "rb") as file:
             os.fsync(file.fileno())
+    return checksums(folder, snapshot)
 
 
 def _take(optimizer: OptimizerState, parameter: nn.Parameter, names: list, pieces: Optional[list[Piece]]) -> None:
@@ -139,6 +156,7 @@ def load_model(path: Path, kernel: str = "auto") -> tuple[Model, Config, Checkpo
             f"--checkpoint {path}: no checkpoint there; name a run folder or one of its checkpoints/step-... folders"
         )
     state = read_state(checkpoint)
+    check_integrity(checkpoint)
     values = state.changed_config(WHOLE, {"experts": {"kernel": kernel}})
     config = build_config(values, str(checkpoint / "state.json"), defined_tasks=state.definitions)
     model = create_model(config, state)

@@ -21,6 +21,7 @@ from typing import Any, Mapping, Optional
 
 from pydantic import TypeAdapter, ValidationError
 
+from fgmoe_dist.checkpoints.integrity import SEAL, damaged_files, is_as_sealed, sealed
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import to_json, write_atomically
 
@@ -29,6 +30,7 @@ POINTERS = ("latest", "best")
 ABANDONED = "none"
 
 _NAME, _PARTIAL = re.compile(r"step-\d{8,}"), re.compile(r"\.step-\d{8,}(\.old)?\.partial")
+_CURE = "; name another checkpoint"
 _NO_MERIT = (0, -math.inf)
 
 # What a configuration becomes for a model that is whole on one process and only predicts.
@@ -63,6 +65,8 @@ class CheckpointState:
     class_balance: dict[str, list[float]] = field(default_factory=dict)
     # What the data set says of tasks that are its own (`ShardSet.definitions`).
     definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # SHA-256 by the name of a file. Empty in checkpoints from before there were any, which cannot be verified.
+    files: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def changed_config(self, *changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -75,16 +79,25 @@ class CheckpointState:
         return changed
 
 
+class OtherFormat(UserError):
+    """A checkpoint of another version of this program, which nothing is wrong with."""
+
+
 def read_state(checkpoint: Path) -> CheckpointState:
-    """`state.json` of a checkpoint. UserError if it cannot be read, or is of another format."""
+    """`state.json` of a checkpoint. UserError if it cannot be read, OtherFormat if it is of another format."""
     try:
         text = (checkpoint / "state.json").read_text()
         values = json.loads(text)
         if values.get("format") != FORMAT:
-            raise UserError(
+            raise OtherFormat(
                 f"checkpoint {checkpoint}: format {values.get('format')}; this version reads format {FORMAT}"
             )
         state = TypeAdapter(CheckpointState).validate_json(text, strict=True)
+        if not is_as_sealed(values):
+            raise ValueError(
+                "its checksum is not that of what was written; where somebody has edited it, take out the line"
+                f" `{SEAL}`"
+            )
         # NaN is no number to compare by; it was written so before there was null.
         return state if _is_number(state.score) else replace(state, score=None)
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -93,9 +106,32 @@ def read_state(checkpoint: Path) -> CheckpointState:
         what = str(error)
         if isinstance(error, ValidationError):
             what = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise UserError(
-            f"checkpoint {checkpoint}: state.json cannot be read ({what}); name another checkpoint"
-        ) from None
+        raise UserError(f"checkpoint {checkpoint}: state.json cannot be read ({what}){_CURE}") from None
+
+
+def _write_state(checkpoint: Path, state: CheckpointState) -> None:
+    values = json.loads(to_json(asdict(state)))  # as a reader will have them
+    write_atomically(checkpoint / "state.json", to_json(sealed(values), indent=1))
+
+
+def damages(checkpoint: Path) -> list[str]:
+    """What is wrong with a checkpoint's files, a sentence each; none where all is as written.
+
+    One from before there were checksums is read as far as its `state.json` alone. Raises OtherFormat.
+    """
+    try:
+        state = read_state(checkpoint)
+    except OtherFormat:
+        raise
+    except UserError as error:
+        return [str(error).removesuffix(_CURE)]
+    return [f"checkpoint {checkpoint}: {clause}" for clause in damaged_files(checkpoint, state.files)]
+
+
+def check_integrity(checkpoint: Path) -> None:
+    """UserError where a file of it is not what was written."""
+    if found := damages(checkpoint):
+        raise UserError(f"{'; '.join(found)}; name another checkpoint (`fgmoe checkpoint list` shows which are sound)")
 
 
 def find_checkpoint(path: Path) -> Optional[Path]:
@@ -117,6 +153,22 @@ def find_checkpoint(path: Path) -> Optional[Path]:
         if whole:
             return max(before or whole)
     return None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` names one checkpoint, rather than a folder of some."""
+    return (path / "state.json").is_file() or (path.name in POINTERS and path.is_file())
+
+
+def checkpoints_before(checkpoint: Path) -> list[Path]:
+    """It and the whole ones of earlier steps in its folder, the newest first."""
+    found = all_checkpoints(checkpoint.parent)
+    return [c for c in reversed(found) if c.name <= checkpoint.name and _is_whole(c)]
+
+
+def pointers_to(checkpoint: Path) -> list[str]:
+    """Which of `POINTERS` name it."""
+    return [pointer for pointer in POINTERS if _pointed(checkpoint.parent, pointer) == checkpoint]
 
 
 def stale_pointer(folder: Path) -> Optional[str]:
@@ -158,7 +210,7 @@ def publish(partial: Path, state: CheckpointState, keep: int) -> None:
     Each step is on the disk before the next, so that a power cut finds the old checkpoint or the new one.
     """
     folder, final = partial.parent, whole_folder(partial.parent, state.step)
-    write_atomically(partial / "state.json", to_json(asdict(state), indent=1))
+    _write_state(partial, state)
     _sync(partial)
     abandoned = folder / f".{final.name}.old.partial"
     if final.exists():  # of a branch that a resumed run has left; a moment without it, not the time of removing it
@@ -182,7 +234,21 @@ def mark_score(checkpoint: Path, score: Optional[float], scored: int = 0) -> Non
     state = replace(state, score=score if _is_number(score) else None, scored=scored)
     if _merit(state) > _best_merit(folder, but=checkpoint):
         _point(folder, "best", checkpoint.name)
-    write_atomically(checkpoint / "state.json", to_json(asdict(state), indent=1))
+    _write_state(checkpoint, state)
+
+
+def remove(checkpoint: Path) -> None:
+    """Takes a checkpoint out of its folder. What named it names the newest before it, or nothing."""
+    folder, named = checkpoint.parent, pointers_to(checkpoint)
+    gone = folder / f".{checkpoint.name}.old.partial"
+    before = checkpoints_before(checkpoint)[1:]
+    if "latest" in named and before:
+        _point(folder, "latest", before[0].name)
+    checkpoint.rename(gone)  # no reader finds it half there
+    for pointer in named:
+        if pointer == "best" or not before:
+            (folder / pointer).unlink(missing_ok=True)
+    shutil.rmtree(gone)
 
 
 def rewind(folder: Path, checkpoint: Path) -> None:
@@ -235,7 +301,12 @@ def _merit(state: CheckpointState) -> tuple[int, float]:
 
 def _best_merit(folder: Path, but: Path) -> tuple[int, float]:
     best = _pointed(folder, "best")
-    return _merit(read_state(best)) if best is not None and best != but and _is_whole(best) else _NO_MERIT
+    if best is None or best == but or not _is_whole(best):
+        return _NO_MERIT
+    try:
+        return _merit(read_state(best))
+    except UserError:  # damaged since: any other is better
+        return _NO_MERIT
 
 
 def _prune(folder: Path, keep: int) -> None:

@@ -14,14 +14,15 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from fgmoe_dist.checkpoints.checkpoint import Snapshot, buffers_of, take_snapshot, write_snapshot
+from fgmoe_dist.checkpoints.checkpoint import Snapshot, buffers_of, bytes_of, take_snapshot, write_snapshot
 from fgmoe_dist.checkpoints.engine import Engine
 from fgmoe_dist.checkpoints.folder import CheckpointState, partial_folder, publish
+from fgmoe_dist.checkpoints.space import check_room
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.ranks import TIMEOUT, RankLost
 
@@ -104,27 +105,31 @@ class CheckpointWriter:
             if first:
                 shutil.rmtree(partial, ignore_errors=True)
             self._together(lambda: partial.mkdir(parents=True) if first else None)
-            self._together(lambda: write_snapshot(snapshot, partial))
-            self._together(lambda: publish(partial, state, self.keep) if first else None)
+            needed = sum(self._together(lambda: bytes_of(snapshot)))
+            self._together(lambda: check_room(partial, needed) if first else None)
+            written = self._together(lambda: write_snapshot(snapshot, partial))
+            files = {name: checksum for of_rank in written for name, checksum in of_rank.items()}
+            self._together(lambda: publish(partial, replace(state, files=files), self.keep) if first else None)
         except BaseException:
             if first:  # it may have filled the disk
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _together(self, work: Callable[[], None]) -> None:
-        """Does this rank's part of a stage, then waits for the others'; raises on all if any failed."""
-        fault: Optional[BaseException] = None
+    def _together(self, work: Callable[[], Any]) -> list[Any]:
+        """Does this rank's part of a stage, then waits for the others'; what each gave. Raises on all if any failed."""
+        done, fault = None, None
         try:
-            work()
+            done = work()
         except BaseException as error:
             fault = error
         foreseen = isinstance(fault, (OSError, SafetensorError))
-        faults: list = [None] * dist.get_world_size()
-        dist.all_gather_object(faults, fault and (foreseen, " ".join(str(fault).split())), group=self._group)
-        rank = next((rank for rank, found in enumerate(faults) if found), None)
+        told: list = [None] * dist.get_world_size()
+        mine = (done, fault and (foreseen, " ".join(str(fault).split())))
+        dist.all_gather_object(told, mine, group=self._group)
+        rank = next((rank for rank, (_, found) in enumerate(told) if found), None)
         if rank is None:
-            return
-        foreseen, what = faults[rank]
+            return [given for given, _ in told]
+        foreseen, what = told[rank][1]
         if foreseen:
             raise UserError(
                 f"checkpoints {self.folder}: rank {rank} could not write one ({what}); make room or make the folder"

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fgmoe_dist.checkpoints.folder import CheckpointState, all_checkpoints, partial_folder, publish
+from fgmoe_dist.checkpoints.integrity import checksums
 from fgmoe_dist.config import Config, build_config, to_yaml
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.tracking.run_folder import RunFolder
@@ -54,8 +55,8 @@ def write_run(
         world=1, weighting={},
     )  # fmt: skip
     try:
-        _write(partial, tensors)
-        publish(partial, state, keep=1)
+        names = _write(partial, tensors)
+        publish(partial, replace(state, files=checksums(partial, names)), keep=1)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         what = " ".join(str(error).split())
@@ -64,11 +65,13 @@ def write_run(
     return config
 
 
-def _write(partial: Path, tensors: Mapping[str, Tensor]) -> None:
-    """The files of a checkpoint of one rank."""
+def _write(partial: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The files of a checkpoint of one rank; their names."""
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     experts = {name: value for name, value in tensors.items() if ".experts." in name}
-    save_file({name: value for name, value in tensors.items() if name not in experts}, partial / "decoder.safetensors")
-    if experts:
-        save_file(experts, partial / "experts-000-of-001.safetensors")
+    others = {name: value for name, value in tensors.items() if name not in experts}
+    files = {"decoder.safetensors": others, **({"experts-000-of-001.safetensors": experts} if experts else {})}
+    for name, values in files.items():
+        save_file(values, partial / name)
+    return list(files)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from fgmoe_dist import plugins
 from fgmoe_dist.checkpoints.folder import CheckpointState, find_checkpoint, mark_score, whole_folder
+from fgmoe_dist.checkpoints.space import check_room_for_run
 from fgmoe_dist.checkpoints.writer import CheckpointWriter
 from fgmoe_dist.decoders.base import parameter_counts
 from fgmoe_dist.ranks import ended_once, from_first
@@ -38,8 +39,10 @@ def train(trainer: Trainer, resume_from: str = "auto", facts: Mapping[str, Any] 
         if trainer.ranks.is_first:
             say(f"{folder.path} is complete at step {steps}; raise train.steps, or name another run.dir")
         return
+    counts = parameter_counts(trainer.model.decoder, trainer.model.encoder, trainer.config.parallel.ep_size)
+    from_first(lambda: check_room_for_run(folder.checkpoints, counts["trained"], config.keep_checkpoints))
     with (
-        _start_recording(trainer, folder, facts or {}) as recorder,
+        _start_recording(trainer, folder, {"model": counts, **(facts or {})}) as recorder,
         CheckpointWriter(folder.checkpoints, config.keep_checkpoints, say) as writer,
         ended_once(),
     ):
@@ -93,7 +96,6 @@ def _start_recording(trainer: Trainer, folder: RunFolder, facts: Mapping[str, An
     return Recorder.start(
         folder,
         run_tags(ranks.world, config.parallel.ep_size) | {"validation_set": validation["digest"]},
-        model=parameter_counts(trainer.model.decoder, trainer.model.encoder, config.parallel.ep_size),
         encoder={"source": trainer.model.encoder.source},
         headlines=headlines(trainer.tasks),
         data={

@@ -10,8 +10,12 @@ from fgmoe_dist.checkpoints.checkpoint import resume
 from fgmoe_dist.checkpoints.folder import (
     CheckpointState,
     all_checkpoints,
+    check_integrity,
+    checkpoints_before,
+    damages,
     drop_partial,
     find_checkpoint,
+    is_checkpoint,
     is_in,
     mark_score,
     read_state,
@@ -97,12 +101,15 @@ def choose_checkpoint(folder: RunFolder, resume_from: str, config: Config) -> Pa
     Only a folder without any checkpoint, whole or not, is started afresh.
     """
     own, there = find_checkpoint(folder.checkpoints), all_checkpoints(folder.checkpoints)
-    chosen = own if resume_from in ("auto", "never") else _asked_for(resume_from, own, folder)
     if resume_from == "never" and own is not None:
         raise UserError(
             f"run.dir={folder.path}: holds checkpoints up to {own.name}, which --resume never would overwrite;"
             f" remove the folder or name another run.dir"
         )
+    if resume_from in ("auto", "never"):
+        chosen = None if own is None else _sound(own)
+    else:
+        chosen = _asked_for(resume_from, own, folder)
     if chosen is None and there:
         raise UserError(
             f"run.dir={folder.path}: has no checkpoint to go on from, yet holds {there[-1].name}, which is not whole or"
@@ -115,6 +122,21 @@ def choose_checkpoint(folder: RunFolder, resume_from: str, config: Config) -> Pa
     return chosen
 
 
+def _sound(chosen: Path) -> Path:
+    """It, or where its files are not what was written, the newest of the earlier ones whose files are."""
+    reasons = []
+    for checkpoint in checkpoints_before(chosen):
+        if not (found := damages(checkpoint)):
+            if reasons:
+                print(f"{'; '.join(reasons)}; going on from the one before, {checkpoint.name}", flush=True)
+            return checkpoint
+        reasons += found
+    raise UserError(
+        f"{'; '.join(reasons)}; no sound checkpoint is left in {chosen.parent}: remove that folder to start over, or"
+        " name another run.dir"
+    )
+
+
 def _asked_for(resume_from: str, own: Path | None, folder: RunFolder) -> Path:
     """The checkpoint that a path means, or the run's `own` latest if that has gone on from there."""
     asked = find_checkpoint(Path(resume_from))
@@ -122,8 +144,13 @@ def _asked_for(resume_from: str, own: Path | None, folder: RunFolder) -> Path:
         raise UserError(
             f"--resume {resume_from}: no checkpoint there; name a run folder or a checkpoints/step-... folder"
         )
+    if is_checkpoint(Path(resume_from)):
+        check_integrity(asked)
+    else:
+        asked = _sound(asked)
+    own = _sound(own) if own is not None and not is_in(folder.checkpoints, asked) else None
     # So it is where the same command is given once more, after a crash or a requeue.
-    if own is not None and not is_in(folder.checkpoints, asked) and read_state(own).step >= read_state(asked).step:
+    if own is not None and read_state(own).step >= read_state(asked).step:
         print(
             f"--resume {resume_from}: {folder.path} has gone on to {own.name} already, which is taken instead;"
             f" to start from {asked.name} again, name another run.dir",

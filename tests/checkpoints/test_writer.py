@@ -33,7 +33,7 @@ def weights_of(engine) -> dict[str, np.ndarray]:
 
 def train_while_writing(folder: Path, layout) -> tuple:
     go_on, write = threading.Event(), background.write_snapshot
-    background.write_snapshot = lambda *arguments: (go_on.wait(60), write(*arguments))
+    background.write_snapshot = lambda *arguments: go_on.wait(60) and write(*arguments)
     engine = engine_of(layout, seed=1)
     for number in (0, 1):
         step(engine, number)
@@ -123,7 +123,7 @@ def test_a_mistake_of_ours_ends_every_rank_and_is_told_once(tmp_path):
 
 def leave_while_writing(folder: Path) -> None:
     write = background.write_snapshot
-    background.write_snapshot = lambda *arguments: (time.sleep(0.5), write(*arguments))
+    background.write_snapshot = lambda *arguments: time.sleep(0.5) or write(*arguments)
     with contextlib.suppress(SystemExit), CheckpointWriter(folder, keep=2) as writer:
         writer.save(engine_of((2, 1), seed=1), state_of((2, 1), 1))
         sys.exit(143)  # as SIGTERM does
