@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SETTINGS ?=
 UI_PORT ?= 5000
-# Tests run side by side in this many processes. Most of them wait as often as they compute.
+# Tests run side by side in this many processes: most of them wait as often as they compute. One that dies ends all.
 TEST_WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --max-worker-restart 0
 FUZZ_SECONDS ?= 60
 FUZZ_CASES ?= 1000000
 
@@ -50,10 +51,10 @@ ui: env
 
 test: env
 	@echo "the tests: some 6 minutes on two cores"
-	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile
+	$(PYTEST) --dist loadfile
 
 ci-dist: env
-	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist worksteal --durations 20 -m "dist or slow"
+	$(PYTEST) --dist worksteal --durations 20 -m "dist or slow"
 
 fuzz: env
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --cases $(FUZZ_CASES) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
