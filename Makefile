@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SETTINGS ?=
 UI_PORT ?= 5000
-# Tests run side by side in this many processes: most of them wait as often as they compute. One that dies ends all.
+# Tests run side by side in this many processes. One that dies ends all.
 TEST_WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --max-worker-restart 0
 FUZZ_SECONDS ?= 60
@@ -16,7 +16,7 @@ FUZZ_CASES ?= 1000000
 help:
 	@echo "make demo    train, evaluate and draw on the built-in data, expert-parallel over two processes (10 minutes)"
 	@echo "make ui      MLflow on the demo's runs, on port UI_PORT=5000"
-	@echo "make test    run the tests (6 minutes)"
+	@echo "make test    run the tests (8 minutes)"
 	@echo "make fuzz    give random input to everything that reads some, for FUZZ_SECONDS=60"
 	@echo "make lint    check style"
 	@echo "make bench   measure, into benchmarks/results/"
@@ -50,7 +50,7 @@ ui: env
 	$(BIN)/fgmoe ui --experiment demo --port $(UI_PORT)
 
 test: env
-	@echo "the tests: some 6 minutes on two cores"
+	@echo "the tests: some 8 minutes on two cores"
 	$(PYTEST) --dist loadfile
 
 ci-dist: env
