@@ -170,6 +170,6 @@ def test_it_trains_on_two_ranks_and_goes_on_on_another_number(kind, precision, r
     checkpoint = str(runs.folder("two") / "checkpoints/step-00000002")
     again = runs.train("again", 2, resume=checkpoint, **alike, train__micro_batch_size=2)
     assert losses(again) == losses(lines, after=2), "bit for bit where nothing changed"
-    if precision == "fp32":  # bf16 rounds by more than another layout may change
-        alone = runs.train("one", 1, resume=checkpoint, **alike, train__micro_batch_size=4)
-        assert losses(alone) == pytest.approx(losses(lines, after=2), rel=1e-5)
+    alone = runs.train("one", 1, resume=checkpoint, **alike, train__micro_batch_size=4)
+    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    assert losses(alone) == pytest.approx(losses(lines, after=2), rel=tolerance)

@@ -79,12 +79,8 @@ def test_a_plan_counts_it(name):
     assert 0 < counts["active"] <= counts["total"]
 
 
-# Those whose operations no other one's program has.
-EXPORTED = ("rank_one", "conv_lora", "closed", "expert_choice", "film", "convolutions", "crossing", "pruned")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPORTED)
+@every_setting
 def test_an_exported_program_predicts_as_the_model(name, tmp_path):
     experts = {"kernel": "reference", **SETTINGS[name].get("experts", {})}
     config = configuration("fgmoe", {**SHORT, **SETTINGS[name], "experts": experts})

@@ -419,8 +419,7 @@ def test_a_bank_that_all_tasks_share_and_low_rank_experts():
 
 @pytest.mark.slow
 def test_a_bank_that_all_tasks_share_on_every_layout():
-    cases = [Case(experts=tuple(option.items())) for option in SHARED[:3]]
-    cases += [cases[0]._replace(steps=20)]
+    cases = [Case(experts=tuple(option.items()), steps=steps) for option in SHARED[:3] for steps in (1, 20)]
     check([(case, layout) for case in cases for layout in COMPILED])
 
 
