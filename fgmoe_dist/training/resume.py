@@ -144,19 +144,19 @@ def _asked_for(resume_from: str, own: Path | None, folder: RunFolder) -> Path:
         raise UserError(
             f"--resume {resume_from}: no checkpoint there; name a run folder or a checkpoints/step-... folder"
         )
-    if is_checkpoint(Path(resume_from)):
-        check_integrity(asked)
-    else:
-        asked = _sound(asked)
-    own = _sound(own) if own is not None and not is_in(folder.checkpoints, asked) else None
     # So it is where the same command is given once more, after a crash or a requeue.
-    if own is not None and read_state(own).step >= read_state(asked).step:
-        print(
-            f"--resume {resume_from}: {folder.path} has gone on to {own.name} already, which is taken instead;"
-            f" to start from {asked.name} again, name another run.dir",
-            flush=True,
-        )
-        return own
+    if own is not None and not is_in(folder.checkpoints, asked):
+        own = _sound(own)
+        if read_state(own).step >= read_state(asked).step:
+            print(
+                f"--resume {resume_from}: {folder.path} has gone on to {own.name} already, which is taken instead;"
+                f" to start from {asked.name} again, name another run.dir",
+                flush=True,
+            )
+            return own
+    if not is_checkpoint(Path(resume_from)):
+        return _sound(asked)
+    check_integrity(asked)
     return asked
 
 

@@ -381,7 +381,7 @@ def flip_a_number(checkpoint):
     path.write_bytes(content)
 
 
-def flip_the_score(checkpoint):
+def change_the_step(checkpoint):
     path = checkpoint / "state.json"
     path.write_text(path.read_text().replace('"step": 1', '"step": 3'))
 
@@ -397,7 +397,7 @@ def misshape(checkpoint):
         (cut, "decoder.safetensors: is damaged"),
         (scribble, "decoder.safetensors: is damaged"),
         (flip_a_number, "decoder.safetensors: is damaged (its checksum"),
-        (flip_the_score, "state.json cannot be read (its checksum"),
+        (change_the_step, "state.json cannot be read (its checksum"),
         (lose_experts, "experts-000-of-001.safetensors: is missing"),
         (of_old(cut), "decoder.safetensors: is damaged"),
         (of_old(lose_experts), "has no blocks.0.experts"),

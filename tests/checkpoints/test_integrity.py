@@ -117,6 +117,12 @@ def test_one_that_was_named_itself_is_refused(run, trained):
     assert chosen(run, run, trained) == steps(run)[2]
 
 
+def test_a_run_that_has_gone_on_needs_no_more_what_it_began_with(run, trained, tmp_path):
+    origin = Path(shutil.copytree(steps(run)[0], tmp_path / "origin/checkpoints/step-00000001"))
+    flip(origin / "decoder.safetensors", -1)
+    assert chosen(run, origin, trained) == steps(run)[2]
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_from_the_one_before_as_if_it_had_ended_there(runs):
     lines = runs.train("run", 2, **TINY)
@@ -192,7 +198,7 @@ def test_room_is_looked_for_before_the_work(tmp_path, monkeypatch):
         check_room(folder, 100 * millions + 1)
 
 
-def test_no_run_starts_without_room(runs, monkeypatch):
+def test_no_run_starts_without_room(runs):
     from tests.ranks import run_ranks
 
     with pytest.raises(AssertionError, match=r"run.dir=.*checkpoints of .* will need .* are free; make room"):
