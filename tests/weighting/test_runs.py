@@ -28,12 +28,9 @@ METHODS = {
     "dwa": dict(train__weighting__kind="dwa", train__weighting__every=1),
     "pcgrad": dict(train__weighting__kind="pcgrad"),
 }
-MORE = {
-    kind: dict(train__weighting__kind=kind)
-    for kind in ("rlw", "mgda", "cagrad", "imtl", "gradnorm")
-}
-# At the others' rate of 1e-3 roundings grow past the bound by the fifth step: to 1.8e-3, and to 2.4e-4 where every expert
-# is chosen, so that most of it is a token's other choice.
+MORE = {kind: dict(train__weighting__kind=kind) for kind in ("rlw", "mgda", "cagrad", "imtl", "gradnorm")}
+# At the others' rate of 1e-3 roundings grow past the bound by the fifth step: to 1.8e-3, or 2.4e-4 where all experts
+# are chosen, so that most of it is a token's other choice.
 MORE["conflict_routing"] = dict(train__weighting__kind="conflict_routing", train__lr=3e-4)
 LAYOUTS = [
     dict(world=1, parallel__zero_stage=2, train__micro_batch_size=4),
