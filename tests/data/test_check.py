@@ -76,7 +76,8 @@ def test_the_published_counts_and_sizes_are_known(tmp_path):
 
 
 @pytest.mark.parametrize(("where", "way"), [("..", "high"), ("images", "low"), ("../..", None)])
-def test_a_neighbouring_folder_is_told_and_looked_at(nyud, where, way):
+def test_a_neighbouring_folder_is_told_and_looked_at(small, tmp_path, where, way):
+    nyud = write_nyud(tmp_path / "of/mine/NYUDv2")  # two folders above lies nothing of other tests
     (nyud / "edge/0001.png").unlink()
     report = check_data_set("nyud", (nyud / where).resolve())
     if way is None:
