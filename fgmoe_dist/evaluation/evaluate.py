@@ -17,6 +17,7 @@ from fgmoe_dist.data.stream import evaluation_samples
 from fgmoe_dist.evaluation.scorer import Scorer
 from fgmoe_dist.metrics import Scores
 from fgmoe_dist.metrics.constant import ConstantBaseline
+from fgmoe_dist.metrics.image_sums import ImageSums
 from fgmoe_dist.progress import track
 from fgmoe_dist.ranks import Ranks
 
@@ -38,6 +39,7 @@ def evaluate(
     *,
     observers: Sequence[Observer] = (),
     baselines: Mapping[str, ConstantBaseline] | None = None,
+    image_sums: ImageSums | None = None,
     workers: int = 0,
     max_bad_samples: int = 0,
     limit: int | None = None,
@@ -50,6 +52,7 @@ def evaluate(
         ranks: among which the images are shared out.
         observers: see every prediction too: `Painter`, `PredictionWriter`.
         baselines: by task, see the labels in the same pass and are summed over the ranks likewise.
+        image_sums: on rank 0 receives what each image of all ranks adds, to be believed by (`metrics.bootstrap`).
         workers: processes of each rank that load images; as many count what was predicted.
         max_bad_samples: unreadable images that a rank passes over.
         limit: stop after so many images of a rank, for a trial.
@@ -60,11 +63,13 @@ def evaluate(
         max_bad_samples=max_bad_samples,
     )  # fmt: skip
     count = min(-(-shards.samples // ranks.world), limit or shards.samples)
-    with Scorer(meters, baselines, workers) as scorer:
+    with Scorer(meters, baselines, workers, image_sums) as scorer:
         for sample, predictions in _predictions(model, islice(samples, limit), transform.size_hw, ranks, count):
             for observer in (scorer, *observers):
                 observer.update(sample, predictions)
     _add_over_ranks([*meters.values(), *baselines.values()], ranks.device)
+    if image_sums is not None:
+        _gather(image_sums, ranks)
     return {name: meter.compute() for name, meter in meters.items()}
 
 
@@ -103,3 +108,11 @@ def _add_over_ranks(meters: Sequence, device: torch.device) -> None:
         everyone = torch.from_numpy(mine.copy()).to(device)
         dist.all_reduce(everyone)
         meter.merge(everyone.cpu().numpy() - mine)
+
+
+def _gather(image_sums: ImageSums, ranks: Ranks) -> None:
+    """The images of all ranks on the first one, in the order of the set."""
+    parts: list[ImageSums | None] | None = [None] * ranks.world if ranks.is_first else None
+    dist.gather_object(image_sums, parts)
+    for part in parts[1:] if parts else ():
+        image_sums.extend(part)

@@ -14,6 +14,7 @@ import numpy as np
 
 from fgmoe_dist.data.stream import start_worker
 from fgmoe_dist.metrics.constant import ConstantBaseline
+from fgmoe_dist.metrics.image_sums import ImageSums
 from fgmoe_dist.metrics.meter import Meter
 from fgmoe_dist.plugins import Plugged
 
@@ -30,12 +31,19 @@ class Scorer:
         meters: one for each task, by name; they receive the sums.
         baselines: likewise, see the same labels.
         workers: processes; 0 counts here.
+        image_sums: receives each image's sums too.
     """
 
-    def __init__(self, meters: Mapping[str, Meter], baselines: Mapping[str, ConstantBaseline], workers: int):
-        self._meters, self._baselines = meters, baselines
+    def __init__(
+        self,
+        meters: Mapping[str, Meter],
+        baselines: Mapping[str, ConstantBaseline],
+        workers: int,
+        image_sums: ImageSums | None = None,
+    ):
+        self._meters, self._baselines, self._image_sums = meters, baselines, image_sums
         self._pool = self._start(workers) if workers else None
-        self._waiting: deque[Future] = deque()
+        self._waiting: deque[tuple[str, Future]] = deque()  # by the images' ids
         self._most_waiting = _WAITING * workers
 
     def _start(self, workers: int) -> ProcessPoolExecutor:
@@ -51,14 +59,20 @@ class Scorer:
             UserError: as `Meter.update`; with workers, perhaps some images late.
         """
         if self._pool is None:
-            self._add(_count(self._meters, self._baselines, predictions, sample))
+            self._add(sample["id"], _count(self._meters, self._baselines, predictions, sample))
             return
         labels = {key: value for key, value in sample.items() if key != "image"}
-        self._waiting.append(self._pool.submit(_count_in_process, predictions, labels))
+        self._waiting.append((sample["id"], self._pool.submit(_count_in_process, predictions, labels)))
         while len(self._waiting) > self._most_waiting:
-            self._add(self._waiting.popleft().result())
+            self._add_oldest()
 
-    def _add(self, states: list[np.ndarray]) -> None:
+    def _add_oldest(self) -> None:
+        image_id, counted = self._waiting.popleft()
+        self._add(image_id, counted.result())
+
+    def _add(self, image_id: str, states: list[np.ndarray]) -> None:
+        if self._image_sums is not None:
+            self._image_sums.add(image_id, dict(zip(self._meters, states)))
         for one, state in zip((*self._meters.values(), *self._baselines.values()), states):
             one.merge(state)
 
@@ -68,7 +82,7 @@ class Scorer:
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             while kind is None and self._waiting:
-                self._add(self._waiting.popleft().result())
+                self._add_oldest()
         finally:
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)

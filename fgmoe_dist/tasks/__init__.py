@@ -13,11 +13,14 @@ from typing import Any
 from fgmoe_dist.errors import UserError, first_line
 from fgmoe_dist.metrics.constant import ConstantBaseline
 from fgmoe_dist.plugins import HINT
-from fgmoe_dist.tasks.base import IGNORE, DatasetInfo, Task
+from fgmoe_dist.tasks.base import IGNORE, DataSetFacts, DatasetInfo, Task
 from fgmoe_dist.tasks.labelling import labels_of, require_labels
 from fgmoe_dist.tasks.registry import KINDS, TASKS
 
-__all__ = ["IGNORE", "KINDS", "TASKS", "DatasetInfo", "Task", "baselines", "create_tasks", "headlines", "labels_of"]
+__all__ = [
+    "IGNORE", "KINDS", "TASKS", "DataSetFacts", "DatasetInfo", "Task", "baselines", "create_tasks", "headlines",
+    "labels_of",
+]  # fmt: skip
 
 
 def create_tasks(

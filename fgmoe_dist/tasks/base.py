@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from fgmoe_dist.metrics.meter import IGNORE, Meter
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["IGNORE", "DatasetInfo", "Task", "mean_over_valid"]
+__all__ = ["IGNORE", "DataSetFacts", "DatasetInfo", "Task", "mean_over_valid"]
 
 
 class DatasetInfo(Protocol):
@@ -35,6 +36,20 @@ class DatasetInfo(Protocol):
 
     tasks: list[str]
     classes: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class DataSetFacts:
+    """A `DatasetInfo` that stands by itself, in plain JSON: what a file of figures says of the set it was made on."""
+
+    tasks: list[str]
+    classes: dict[str, list[str]]
+    boundary_max_dist: float
+    definitions: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, info: Any) -> DataSetFacts:
+        return cls(list(info.tasks), info.classes, info.boundary_max_dist, info.definitions)
 
 
 class Task(ABC):

@@ -10,13 +10,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.metrics import Scores
+from fgmoe_dist.metrics.bootstrap import DRAWS, Interval
 from fgmoe_dist.metrics.delta_m import delta_m
 from fgmoe_dist.settings import flatten
 from fgmoe_dist.tasks import TASKS
+from fgmoe_dist.tracking.believe import GAIN, Headline, differences
 from fgmoe_dist.tracking.mlflow_store import find_experiment
 from fgmoe_dist.tracking.run_folder import OWN_SETTINGS, RunFolder, runs_in
 
@@ -39,6 +41,7 @@ class RunRecord:
     work: Mapping[str, float] = field(default_factory=dict)  # GFLOPs of an image, encoder and decoder apart
     headlines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by task: metric, sign
     images_per_second: float | None = None  # median over the run
+    image_sums: str = ""  # the file of what each image added to the scores, where there is one
 
     @property
     def validation(self) -> str:
@@ -54,6 +57,7 @@ class Row:
     name: str
     cells: tuple[str, ...]
     best: frozenset[int] = frozenset()
+    intervals: tuple[Interval | None, ...] = ()  # of a difference, in figures
 
 
 def read_folders(paths: Iterable[str | Path], unfinished: bool = False) -> list[RunRecord]:
@@ -71,6 +75,7 @@ def read_folder(folder: RunFolder) -> RunRecord:
     """One run folder. UserError where its files are damaged."""
     about, evaluations = folder.about(), folder.evaluations()
     step = max(evaluations, default=None)
+    sums = folder.image_sums_file(step) if step is not None else None
     rates = [entry["images_per_second"] for entry in folder.metrics() if entry.get("images_per_second")]
     return RunRecord(
         name=folder.path.resolve().name,
@@ -83,6 +88,7 @@ def read_folder(folder: RunFolder) -> RunRecord:
         work=about.get("work", {}),
         headlines=about.get("headlines", {}),
         images_per_second=statistics.median(rates) if rates else None,
+        image_sums=str(sums) if sums and sums.is_file() else "",
     )
 
 
@@ -139,12 +145,15 @@ def _headlines(parameters: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     return {task: parts for task, parts in found.items() if parts.keys() >= {"metric", "lower_is_better"}}
 
 
-def compare(records: Sequence[RunRecord], every_metric: bool = False, baseline: str = "") -> list[Row]:
+def compare(
+    records: Sequence[RunRecord], every_metric: bool = False, baseline: str = "", draws: int = DRAWS
+) -> list[Row]:
     """The rows of the table.
 
     Args:
         every_metric: all metrics of the evaluation, else each task's headline.
         baseline: the run that gains are over, by name; by default the one of decoder single_task, or else the first.
+        draws: of the images, by which differences from the baseline are believed or not; 0: no such rows.
 
     Scores of several validation sets are not marked as best, and give no gains. UserError for an unknown baseline.
     """
@@ -156,7 +165,9 @@ def compare(records: Sequence[RunRecord], every_metric: bool = False, baseline: 
     for found in tags:
         found["git_commit"] = found["git_commit"][:10]
     rows += _differing("place", tags)
-    rows += _score_rows(records, every_metric, base)
+    tasks = [_headline(name, records) for name in dict.fromkeys(name for record in records for name in record.scores)]
+    rows += _score_rows(records, tasks, every_metric, base)
+    rows += _difference_rows(records, tasks, base, draws)
     sizes = dict.fromkeys(key for record in records for key in record.model)
     rows += [Row("parameters", key, tuple(_text(record.model.get(key)) for record in records)) for key in sizes]
     rows += [
@@ -182,9 +193,13 @@ def to_markdown(records: Sequence[RunRecord], rows: Sequence[Row]) -> str:
 
 
 def to_json(records: Sequence[RunRecord], rows: Sequence[Row]) -> dict[str, Any]:
-    """Every record in full, and which settings differ."""
+    """Every record in full, which settings differ, and the differences: of each run value, low and high, or null."""
     differing = [row.name for row in rows if row.section == "setting"]
-    return {"runs": [asdict(record) for record in records], "settings_that_differ": differing}
+    return {
+        "runs": [asdict(record) for record in records],
+        "settings_that_differ": differing,
+        "differences": {f"{row.section}: {row.name}": row.intervals for row in rows if row.intervals},
+    }
 
 
 # Sections whose keys depend on a kind: that a run of another kind has no such key says nothing more.
@@ -213,9 +228,10 @@ def scored_alike(records: Sequence[RunRecord]) -> bool:
     return len({record.validation for record in records if record.validation and record.scores}) < 2
 
 
-def _score_rows(records: Sequence[RunRecord], every_metric: bool, baseline: int) -> list[Row]:
+def _score_rows(
+    records: Sequence[RunRecord], tasks: Sequence[Headline], every_metric: bool, baseline: int
+) -> list[Row]:
     alike = scored_alike(records)
-    tasks = [_headline(name, records) for name in dict.fromkeys(name for record in records for name in record.scores)]
     rows = []
     for task in tasks:
         known = dict.fromkeys(name for record in records for name in record.scores.get(task.name, {}))
@@ -250,12 +266,28 @@ def _gain_row(records: Sequence[RunRecord], tasks: Sequence[Headline], baseline:
     return [Row("score", f"mean gain over {records[baseline].name} (delta_m)", tuple(gains))]
 
 
-class Headline(NamedTuple):
-    """The metric by which a task is compared, and its sign; None where nobody recorded it."""
+def _difference_rows(records: Sequence[RunRecord], tasks: Sequence[Headline], baseline: int, draws: int) -> list[Row]:
+    """How far each run is from the baseline, and between what 95 % of the draws of the images lie."""
+    if len(records) < 2:
+        return []
+    found = differences([record.image_sums for record in records], tasks, baseline, draws)
+    names = {task.name: f"{task.name} {task.metric}" for task in tasks} | {GAIN: f"{GAIN}, %"}
+    return [
+        Row(
+            f"difference from {records[baseline].name}",
+            names[key],
+            tuple("0" if i == baseline else _difference_text(one) for i, one in enumerate(intervals)),
+            intervals=tuple(intervals),
+        )
+        for key, intervals in found.items()
+    ]
 
-    name: str
-    metric: str
-    lower_is_better: bool | None
+
+def _difference_text(found: Interval | None) -> str:
+    if found is None:
+        return "-"
+    told = f"{found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
+    return told if found.is_clear else f"{told} within noise"
 
 
 def _headline(name: str, records: Sequence[RunRecord]) -> Headline:

@@ -4,6 +4,7 @@
     about.json         status, tags, parameter counts, the encoder's weights, the process: what no other file says
     metrics.jsonl      one line per logged step, `{"step": 20, "loss": 1.25, ..., "time": 1760000000.25}`
     eval/<step>.json   one file per evaluation, `{task: {metric: value}}`
+    eval/<step>.npz    of the last one, what each image adds to its scores, see `metrics.image_sums`
     pictures/<step>/   drawn at that evaluation; all of them are there once `eval/<step>.json` is
     checkpoints/       written by `fgmoe_dist.checkpoints.checkpoint`
     mlflow_run_id      the MLflow run that this folder belongs to
@@ -82,6 +83,7 @@ class RunFolder:
         for later, path in self.evaluation_files().items():
             if later > step:
                 path.unlink()
+                self.image_sums_file(later).unlink(missing_ok=True)
         for folder in self._pictures.glob("*"):
             if folder.name.isdecimal() and folder.is_dir() and int(folder.name) > step:
                 for picture in folder.glob("*.png"):
@@ -147,6 +149,9 @@ class RunFolder:
 
     def evaluation_file(self, step: int) -> Path:
         return self._evaluations / f"{int(step)}.json"
+
+    def image_sums_file(self, step: int) -> Path:
+        return self.evaluation_file(step).with_suffix(".npz")
 
     def evaluation_files(self) -> dict[int, Path]:
         """`eval/<step>.json` by step, earliest first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch.distributed as dist
@@ -13,8 +14,9 @@ from fgmoe_dist.checkpoints.folder import CheckpointState, find_checkpoint, mark
 from fgmoe_dist.checkpoints.space import check_room_for_run
 from fgmoe_dist.checkpoints.writer import CheckpointWriter
 from fgmoe_dist.decoders.base import parameter_counts
+from fgmoe_dist.metrics.image_sums import ImageSums
 from fgmoe_dist.ranks import ended_once, from_first
-from fgmoe_dist.tasks import headlines
+from fgmoe_dist.tasks import DataSetFacts, headlines
 from fgmoe_dist.tracking.recorder import Recorder
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.tracking.tags import run_tags
@@ -79,7 +81,7 @@ def train(trainer: Trainer, resume_from: str = "auto", facts: Mapping[str, Any] 
                 f" raise train.steps, resume from an earlier checkpoint, or name another run.dir"
             )
         if from_first(lambda: trainer.step not in folder.evaluation_files()):
-            _evaluate(reporter, writer, with_constants=True)
+            _evaluate(reporter, writer, at_end=True)
         writer.wait()
         reporter.say_where()
 
@@ -107,10 +109,16 @@ def _start_recording(trainer: Trainer, folder: RunFolder, facts: Mapping[str, An
     )
 
 
-def _evaluate(reporter: Reporter, writer: CheckpointWriter, with_constants: bool = False) -> None:
-    """Scores the validation set, tells of it, and notes in the step's checkpoint how good it is; a collective."""
+def _evaluate(reporter: Reporter, writer: CheckpointWriter, at_end: bool = False) -> None:
+    """Scores the validation set, tells of it, and notes in the step's checkpoint how good it is; a collective.
+
+    The last time beside constant predictions, and with what each image adds, by which runs are compared.
+    """
     trainer, folder = reporter.trainer, reporter.folder
-    scores, constant_scores = score_validation(trainer, folder.pictures(trainer.step), with_constants)
+    image_sums = ImageSums() if at_end else None
+    scores, constant_scores = score_validation(trainer, folder.pictures(trainer.step), at_end, image_sums)
+    if image_sums is not None and trainer.ranks.is_first:
+        image_sums.save(folder.image_sums_file(trainer.step), asdict(DataSetFacts.of(trainer.val_shards)))
     reporter.evaluated(scores, constant_scores)
     writer.wait()
     if trainer.ranks.is_first:

@@ -8,21 +8,25 @@ from pathlib import Path
 from fgmoe_dist.evaluation.evaluate import evaluate
 from fgmoe_dist.evaluation.painter import Painter
 from fgmoe_dist.metrics import Scores
+from fgmoe_dist.metrics.image_sums import ImageSums
 from fgmoe_dist.tasks import Task, baselines
 from fgmoe_dist.training.trainer import Trainer
 
 
-def score_validation(trainer: Trainer, pictures: Path, with_constants: bool) -> tuple[Scores, Scores]:
+def score_validation(
+    trainer: Trainer, pictures: Path, with_constants: bool, image_sums: ImageSums | None = None
+) -> tuple[Scores, Scores]:
     """The model's scores, and if asked for those of the best constant predictions; a collective.
 
-    `pictures` is the folder that panels of `train.pictures` images are drawn into.
+    `pictures` is the folder that panels of `train.pictures` images are drawn into; `image_sums` receives, on rank 0,
+    what each image adds to the scores, if every rank gives one.
     """
     config, shards = trainer.config, trainer.val_shards
     constants = baselines(trainer.tasks) if with_constants else {}
     painter = Painter(trainer.tasks, pictures, config.train.pictures, shards.samples, trainer.ranks)
     scores = evaluate(
         trainer.model, shards, trainer.eval_transform, trainer.ranks, observers=[painter], baselines=constants,
-        workers=config.data.workers, max_bad_samples=config.data.max_bad_samples,
+        image_sums=image_sums, workers=config.data.workers, max_bad_samples=config.data.max_bad_samples,
     )  # fmt: skip
     return scores, {name: constant.compute() for name, constant in constants.items()}
 

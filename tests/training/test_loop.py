@@ -15,7 +15,10 @@ import yaml
 
 from fgmoe_dist.checkpoints.folder import find_checkpoint, read_state, rewind
 from fgmoe_dist.config import build_config
+from fgmoe_dist.data.shardset import ShardSet
 from fgmoe_dist.errors import UserError
+from fgmoe_dist.metrics.image_sums import ImageSums
+from fgmoe_dist.tasks import DataSetFacts, create_tasks
 from fgmoe_dist.tracking.run_folder import RunFolder
 from fgmoe_dist.training.resume import choose_checkpoint
 from tests.checkpoints.test_checkpoint import state_of
@@ -189,3 +192,19 @@ def test_a_run_touches_no_folder_of_somebody_elses(runs):
         with pytest.raises(AssertionError, match="theirs: holds what is not a run of ours"):
             runs.train("theirs", 1, resume=resume, train__steps=1, **FEW)
     assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_last_evaluation_leaves_what_each_image_adds(runs, world):
+    """Pooled over all images that is the evaluation itself, and every image of every rank is there once."""
+    name = f"sums-{world}"
+    runs.train(name, world, **FEW, train__steps=1)
+    folder = RunFolder(runs.folder(name))
+    sums, about = ImageSums.load(folder.image_sums_file(1))
+    shards = ShardSet.open(runs.config(name).data.val)
+    assert sums.ids == [id_ for shard in shards.shards for id_ in shard.ids]
+    for task in create_tasks(sums.tasks, DataSetFacts(**about)):
+        meter = task.meter()
+        meter.merge(sums.matrix(task.name).toarray().sum(0))
+        assert meter.compute() == pytest.approx(folder.evaluation(1)[task.name], rel=1e-12, nan_ok=True)
+    assert sums.tasks == ["semseg", "depth"]
