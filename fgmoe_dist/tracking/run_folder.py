@@ -83,7 +83,9 @@ class RunFolder:
         for later, path in self.evaluation_files().items():
             if later > step:
                 path.unlink()
-                self.image_sums_file(later).unlink(missing_ok=True)
+        for path in self._evaluations.glob("*.npz"):  # perhaps without the scores, of a run killed between the two
+            if path.stem.isdecimal() and int(path.stem) > step:
+                path.unlink()
         for folder in self._pictures.glob("*"):
             if folder.name.isdecimal() and folder.is_dir() and int(folder.name) > step:
                 for picture in folder.glob("*.png"):

@@ -156,3 +156,14 @@ def test_a_disk_that_is_full_is_told_in_a_line(folder):
     (folder.path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(CannotWrite, match="metrics.jsonl: cannot be written .No space left"):
         folder.append(1, {"loss": 1.0})
+
+
+def test_image_sums_of_later_steps_go_with_their_scores_or_without(tmp_path):
+    folder = RunFolder(tmp_path / "a")
+    folder.create("run: {name: a}")
+    for step in (1, 2, 3):
+        folder.image_sums_file(step).parent.mkdir(exist_ok=True)
+        folder.image_sums_file(step).write_bytes(b"")
+    folder.write_evaluation(2, {})
+    folder.create("run: {name: a}", resumed_step=1)
+    assert sorted(path.name for path in (tmp_path / "a" / "eval").iterdir()) == ["1.npz"]
