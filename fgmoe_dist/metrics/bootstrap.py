@@ -60,10 +60,10 @@ def pooled_scores(meter: Meter, rows_NS: csr_array, times_DN: np.ndarray) -> dic
     return {metric: np.array([score[metric] for score in scores]) for metric in scores[0]}
 
 
-def interval(value: float, draws_D: np.ndarray, level: float = LEVEL) -> Interval:
+def interval(value: float, draws_D: np.ndarray) -> Interval:
     """Between the percentiles of the draws; draws without a number (no image with a label) say nothing."""
     known = draws_D[np.isfinite(draws_D)]
     if not len(known):
         return Interval(value, np.nan, np.nan)
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
