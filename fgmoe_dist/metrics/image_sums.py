@@ -6,7 +6,9 @@ Shapes: N images, S sums of a task's meter.
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from fgmoe_dist.errors import UserError
 from fgmoe_dist.files import to_json, whole_file
 
 FORMAT = 1
+# What numpy, zipfile, zlib and JSON raise of a file that is another, cut short or changed.
+DAMAGED = (
+    OSError, EOFError, MemoryError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RuntimeError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 PARTS = ("data", "indices", "indptr", "shape")
 
 
@@ -82,10 +89,12 @@ class ImageSums:
                 for task in header["tasks"]:
                     sums._rows[task] = [_matrix(*(file[f"{task}/{part}"] for part in PARTS), len(sums.ids))]
                 return sums, dict(header["about"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path}: is not what an evaluation writes there; evaluate the run again") from None
+        except UserError:
+            raise
+        except DAMAGED:
+            raise UserError(
+                f"{path}: is not what an evaluation writes there; remove it, or leave the run out"
+            ) from None
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
@@ -102,6 +111,11 @@ def _matrix(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: np
     rows, columns = (int(size) for size in shape)
     bounds = indptr.astype(np.int64)
     whole = rows == images and len(bounds) == rows + 1 and bounds[0] == 0 and (np.diff(bounds) >= 0).all()
-    if not whole or bounds[-1] != len(data) or len(indices) != len(data) or np.any(indices >= columns):
+    if (
+        not whole
+        or bounds[-1] != len(data)
+        or len(indices) != len(data)
+        or np.any((indices < 0) | (indices >= columns))
+    ):
         raise ValueError("not a matrix")
     return csr_array((data.astype(np.float64), indices.astype(np.int64), bounds), shape=(rows, columns))

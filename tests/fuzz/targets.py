@@ -22,7 +22,7 @@ from fgmoe_dist.labels import Label
 from tests.archives import write_nyud
 from tests.fuzz.data import DATA_TARGETS
 from tests.fuzz.harness import Target, must
-from tests.fuzz.mutate import ODD, spoil_file, spoil_one
+from tests.fuzz.mutate import ODD, one_of, spoil_file, spoil_one, spoil_tree
 from tests.runs import SETTINGS
 
 # Configurations.
@@ -231,6 +231,52 @@ def _use_runs(folder: Path) -> None:
     json.dumps(to_json(records, rows))
 
 
+def _write_image_sums(folder: Path) -> None:
+    from fgmoe_dist.metrics.image_sums import ImageSums
+
+    about = {"tasks": ["semseg", "depth"], "classes": {"semseg": ["a", "b"]}, "boundary_max_dist": 0.01,
+             "definitions": {}}  # fmt: skip
+    for name in ("a", "b"):
+        sums, rng = ImageSums(), np.random.default_rng(ord(name))
+        for n in range(5):
+            sums.add(str(n), {"semseg": rng.integers(1, 9, 4).astype(float), "depth": rng.random(8) + 1})
+        sums.save(folder / f"{name}.npz", about)
+
+
+def _spoil_image_sums(folder: Path, rng: random.Random) -> str:
+    """Bytes of the file, entries of its header, or one of its arrays."""
+    path = one_of(folder, rng, "*.npz")
+    if rng.random() < 0.3:
+        return spoil_file(path, rng)
+    with np.load(path) as file:
+        arrays = dict(file)
+    name = rng.choice(["header", "header", *arrays])
+    if name == "header":
+        header, told = spoil_tree(json.loads(arrays["header"].tobytes()), rng)
+        with contextlib.suppress(ValueError, TypeError):  # what JSON cannot say
+            arrays["header"] = np.frombuffer(json.dumps(header).encode(errors="replace"), np.uint8)
+    else:
+        array = arrays[name].copy()
+        changes = {
+            "cut": lambda: array[:-1], "longer": lambda: np.append(array, array), "flat": lambda: array[0],
+            "real": lambda: array + 0.5, "negative": lambda: -array.astype(int), "words": lambda: array.astype(str),
+            "huge": lambda: array.astype(np.int64) * 2**40, "nan": lambda: np.full(array.shape, np.nan),
+        }  # fmt: skip
+        told = rng.choice(sorted(changes))
+        arrays[name] = changes[told]()
+    np.savez(path, **arrays)
+    return f"{path.name}: {name}: {told}"
+
+
+def _use_image_sums(folder: Path) -> None:
+    from fgmoe_dist.tracking.believe import Headline, differences
+
+    tasks = [Headline("semseg", "mIoU", False), Headline("depth", "rmse", True)]
+    for found in differences([str(folder / "a.npz"), str(folder / "b.npz")], tasks, 0, draws=20).values():
+        for one in filter(None, found):
+            must(np.isfinite(one.value), "a difference that is no number")
+
+
 def _write_figures(folder: Path) -> None:
     results = Path(__file__).parents[2] / "benchmarks/results"
     shutil.copy(results / "machine.json", folder / "machine.json")
@@ -362,6 +408,7 @@ TARGETS = [
     Target("predictions", _write_predictions, spoil_one("*/*"), _use_predictions, 6),
     Target("photographs", _write_photographs, spoil_one("*"), _use_photographs, 3),
     Target("runs", _write_run, spoil_one("*/*", "*/eval/*"), _use_runs, 3),
+    Target("image_sums", _write_image_sums, _spoil_image_sums, _use_image_sums, 3),
     Target("figures", _write_figures, spoil_one("*.json"), _use_figures, 2),
     Target("environment", _write_environment, _spoil_environment, _use_environment, 3),
     Target("line", _write_lines, _spoil_line, _use_line, 6),
