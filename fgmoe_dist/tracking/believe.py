@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fgmoe_dist.errors import UserError
 from fgmoe_dist.metrics.bootstrap import DRAWS, Interval, draw_images, interval, pooled_scores
 from fgmoe_dist.metrics.image_sums import ImageSums
+from fgmoe_dist.metrics.meter import Meter
+from fgmoe_dist.progress import track
 from fgmoe_dist.tasks import DataSetFacts, create_tasks
 
 GAIN = "delta_m"
+CURE = "remove it, or leave the run out"
 
 
 class Headline(NamedTuple):
@@ -45,8 +48,12 @@ def differences(
         return {}
     base, _ = ImageSums.load(Path(files[baseline]))
     ids = sorted(base.ids)
+    if not ids:
+        return {}
     times_DN = np.vstack([np.ones(len(ids)), draw_images(len(ids), draws)])
-    scores = [_scores(Path(file), ids, tasks, times_DN) if file else {} for file in files]
+    scores = [
+        _scores(Path(file), ids, tasks, times_DN) if file else {} for file in track(files, "drawing the images anew")
+    ]
     found = {
         task.name: [_difference(one.get(task.name), scores[baseline].get(task.name)) for one in scores]
         for task in tasks
@@ -60,18 +67,25 @@ def _scores(file: Path, ids: Sequence[str], tasks: Sequence[Headline], times_DN:
     sums, about = ImageSums.load(file)
     if sorted(sums.ids) != list(ids):
         return {}
-    try:
-        facts = DataSetFacts(**about)
-    except TypeError:
-        raise UserError(f"{file}: does not say what its data set is; evaluate the run again") from None
     scores = {}
     for task in tasks:
         if task.name in sums.tasks:
-            meter, rows_NS = create_tasks([task.name], facts)[0].meter(), sums.matrix(task.name, ids)
+            meter, rows_NS = _meter(file, task.name, about), sums.matrix(task.name, ids)
             if rows_NS.shape[1] != len(meter.state()):
-                raise UserError(f"{file}: {task.name} was scored by another release; evaluate the run again")
-            scores[task.name] = pooled_scores(meter, rows_NS, times_DN)[task.metric]
+                raise UserError(f"{file}: {task.name} was scored by another release; {CURE}")
+            pooled = pooled_scores(meter, rows_NS, times_DN)
+            if task.metric in pooled:
+                scores[task.name] = pooled[task.metric]
     return scores
+
+
+def _meter(file: Path, task: str, about: Mapping[str, Any]) -> Meter:
+    try:
+        return create_tasks([task], DataSetFacts(**about))[0].meter()
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    except (TypeError, ValueError, LookupError, AttributeError):
+        raise UserError(f"{file}: does not say what its data set is; {CURE}") from None
 
 
 def _difference(mine_D: np.ndarray | None, base_D: np.ndarray | None) -> Interval | None:

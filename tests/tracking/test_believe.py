@@ -62,6 +62,9 @@ def test_a_file_that_says_nothing_of_its_data_set_is_named(tmp_path):
     file = save(tmp_path / "a.npz", 0.1, 60, facts={"classes": {}})
     with pytest.raises(UserError, match="a.npz: does not say"):
         differences([file, file], TASKS, 0)
+    file = save(tmp_path / "c.npz", 0.1, 60, facts={**FACTS, "tasks": ["depth"]})
+    with pytest.raises(UserError, match="c.npz: tasks: .* no labels for semseg"):
+        differences([file, file], TASKS, 0)
     other = save(tmp_path / "b.npz", 0.1, 60, facts={**FACTS, "classes": {"semseg": ["a", "b", "c"]}})
     with pytest.raises(UserError, match="b.npz: semseg was scored by another release"):
         differences([other, other], TASKS, 0)
@@ -82,3 +85,23 @@ def test_a_comparison_says_so(tmp_path):
     told = json.loads(json.dumps(to_json(records, rows)))
     assert told["differences"]["difference from a: depth rmse"][1][0] == pytest.approx(row.intervals[1].value)
     assert not [row for row in compare(records, draws=0) if row.section.startswith("difference")]
+
+
+def test_images_of_another_set_are_never_compared_though_their_ids_are_the_same(tmp_path):
+    for name, digest in (("a", "one"), ("b", "other"), ("c", "one")):
+        folder = make(tmp_path / name)
+        folder.update_about(tags={"validation_set": digest})
+        save(folder.image_sums_file(30), 0.1, 60)
+    rows = compare(read_folders([tmp_path]), baseline="a")
+    assert {row.cells[1:] for row in rows if row.name == "depth rmse"} == {("-", "+0 [+0, +0] within noise")}
+
+
+def test_a_metric_that_the_meter_does_not_know_has_no_difference(tmp_path):
+    file = save(tmp_path / "a.npz", 0.1, 60)
+    found = differences([file, file], [Headline("depth", "brightness", True)], 0)
+    assert found == {"depth": [None, None], "delta_m": [None, None]}
+
+
+def test_sums_of_no_image_say_nothing(tmp_path):
+    file = str(ImageSums().save(tmp_path / "a.npz", FACTS))
+    assert differences([file, file], TASKS, 0) == {}
